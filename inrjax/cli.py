@@ -1,0 +1,768 @@
+"""The command line: the only module of inrjax that prints or exits.
+
+Answers go to stdout; progress, notes and errors to stderr. An error is one line that begins
+``inrjax: error:`` and names the file and what to do. Exit codes: 0 all done; 1 a file or folder is
+of no use (the others are done); 2 a wrong option; 130 stopped by Ctrl-C; 141 nobody reads stdout
+any more. Every file is written whole or not at all.
+
+What fits, measures or plots is imported inside the command that needs it, so that ``decode`` and
+``info`` start fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+from tyro.constructors import PrimitiveConstructorSpec
+
+from inrjax import codecs, images, trees
+from inrjax.types import Codec, Image, OnProgress
+
+if TYPE_CHECKING:
+    from inrjax.quickstart import Report
+    from inrjax.results import Summary
+    from inrjax.types import RDPoint
+
+BATCH_PIXELS = 10_000_000
+"""Pixels in one batch of fits at most (24 Kodak images have 9.4 million): it bounds the memory."""
+
+BATCH_IMAGES = 64
+"""Images in one batch of fits at most."""
+
+
+# ---------------------------------------------------------------- the rate curves
+
+COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
+"""(width, depth) of COIN's five published rates (Dupont et al. 2021)."""
+
+CURVES: dict[str, Callable[[dict[str, int]], Sequence[Codec]]] = {
+    "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
+    "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
+    "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
+    "jpeg-optimized": lambda _: [
+        codecs.Jpeg(q, optimize=True) for q in codecs.classic.JPEG_QUALITIES
+    ],
+    "jpeg2000": lambda _: [codecs.Jpeg2000(r) for r in codecs.classic.JPEG2000_RATIOS],
+    "webp": lambda _: [codecs.WebP(q) for q in codecs.classic.WEBP_QUALITIES],
+}
+"""Name -> options of a fit (seed, num_steps) -> the codec at each rate; the only such table."""
+
+
+# ---------------------------------------------------------------- the options
+
+
+def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a whole number in a range."""
+
+    def read(words: list[str]) -> int:
+        if not re.fullmatch("[0-9]{1,12}", words[0]) or not low <= int(words[0]) <= high:
+            raise ValueError(f"got {words[0]!r}, expected a whole number in {low}..{high}")
+        return int(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+_WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_OUTPUT = arg(aliases=("-o",), metavar="PATH")
+_REQUIRED = "(required)"
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Compress pictures to .inr files.
+
+    A small neural network is fitted to each picture: its weights are the file.
+
+    Several pictures in one command take less time each.
+
+    Examples:
+      inrjax encode photo.png -o photo.inr
+      inrjax encode photos/*.png -o out/              out/NAME.inr for NAME.png
+      inrjax encode photos/*.png -o out/ --width 48   larger and better
+    """
+
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint=_REQUIRED),
+    ]
+    """PNG, JPEG, WebP, TIFF, BMP or PPM, 8 bits a channel."""
+    output: Annotated[str, _OUTPUT]
+    """A name ending in .inr for one picture, else a folder (made if it is not there)."""
+    codec: Literal["meta-siren", "coin"] = "meta-siren"
+    """Code the difference from a meta-learned network, or random-start weights in 16 bits."""
+    width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: the codec's own)")] = (
+        None
+    )
+    """Width of the network's layers. It sets the size of the file."""
+    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: the codec's own)")] = (
+        None
+    )
+    """Steps of the fit."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the random numbers: the same seed gives the same file."""
+    init: Annotated[Path | None, arg(metavar="NPZ", help_behavior_hint="(default: packaged)")] = (
+        None
+    )
+    """A meta-learned network from `inrjax meta-train`. The decoder needs the same file."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Turn .inr files back into PNG pictures.
+
+    Examples:
+      inrjax decode photo.inr -o photo.png
+      inrjax decode out/*.inr -o decoded/     decoded/NAME.png for NAME.inr
+    """
+
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="INR [INR ...]", help_behavior_hint=_REQUIRED),
+    ]
+    """Files that `inrjax encode` wrote."""
+    output: Annotated[str, _OUTPUT]
+    """A name ending in .png for one file, else a folder (made if it is not there)."""
+    init: Annotated[Path | None, arg(metavar="NPZ", help_behavior_hint="(default: packaged)")] = (
+        None
+    )
+    """The network that `inrjax encode` was given by --init."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what an .inr file holds: codec, size, bits per pixel, sections.
+
+    Examples:
+      inrjax info photo.inr
+      inrjax info photo.inr --json
+    """
+
+    path: Annotated[Positional[Path], arg(metavar="INR")]
+    """A file that `inrjax encode` wrote."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure codecs on your own pictures, from real files.
+
+    Each codec writes files at each of its rates; another process decodes them.
+
+    A picture is a row of RUN/rows.csv; the means are printed and RUN/rd.png drawn.
+
+    The same command continues a run that was stopped.
+
+    Examples:
+      inrjax evaluate --images photos/ -o run/
+      inrjax evaluate --images photos/ --codecs meta-siren,jpeg,webp -o run/
+    """
+
+    images: Annotated[Path, arg(metavar="DIR")]
+    """A folder of pictures."""
+    output: Annotated[Path, arg(aliases=("-o",), metavar="RUN")]
+    """The folder of the run (made if it is not there)."""
+    codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
+        "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
+    )
+    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg2000, webp."""
+    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: the codec's own)")] = (
+        None
+    )
+    """Steps of each fit."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the random numbers."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """See it work, in under three minutes, on three photographs.
+
+    Compresses them at three rates, and decodes the files in another process.
+
+    Measures them beside JPEG (default and optimised), JPEG 2000 and WebP.
+
+    Examples:
+      inrjax quickstart
+      inrjax quickstart -o somewhere/
+    """
+
+    output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")] = Path("quickstart_out")
+    """The folder for files, table and pictures (made if it is not there)."""
+
+
+# ---------------------------------------------------------------- talking
+
+
+class OptionError(ValueError):
+    """A wrong option: exit code 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a sentence on what was kept."""
+
+
+def _note(text: str) -> None:
+    print(f"inrjax: {text}", file=sys.stderr)
+
+
+def _error(text: object) -> None:
+    # One line, whatever a library put into its message.
+    print("inrjax: error:", " ".join(str(text).split()), file=sys.stderr)
+
+
+def _use_every_core() -> None:
+    """Make each core that this process may use a JAX device, over which images are spread.
+
+    Only before JAX has computed anything; after that its devices stay as they are.
+    """
+    import jax
+
+    available = getattr(os, "sched_getaffinity", None)  # not on macOS
+    count = len(available(0)) if available else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[OnProgress]:
+    """A bar on stderr while the block runs, if someone is watching; yields its on_progress."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns aligned by spaces: the first two to the left, numbers to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+# ---------------------------------------------------------------- files
+
+
+def plan(paths: Sequence[Path], output: str, suffix: str, overwrite: bool) -> dict[Path, Path]:
+    """Input -> output file, for one file or a folder of them; touches no file.
+
+    Raises OptionError if ``output`` cannot be meant, and ValueError if two inputs would become
+    one file, the folder cannot be written, or a file is there that may not be replaced.
+    """
+    if not paths:
+        raise OptionError("no file was named: name at least one")
+    target = Path(output)
+    is_folder = target.is_dir() or output.endswith(("/", os.sep))
+    if not is_folder and target.suffix.lower() == suffix:
+        if len(paths) > 1:
+            raise OptionError(f"{len(paths)} files cannot all become {output}: give -o a folder")
+        pairs = {paths[0]: target}
+    elif not is_folder and target.suffix.lower() in {*images.SUFFIXES, ".inr"}:
+        raise OptionError(f"{output} does not end in {suffix}: rename it, or give -o a folder")
+    else:
+        pairs = {path: target / f"{path.stem}{suffix}" for path in paths}
+    _require_distinct(pairs)
+    _require_writable(next(iter(pairs.values())).parent)
+    if not overwrite:
+        _require_new(list(pairs.values()))
+    return pairs
+
+
+def _require_distinct(pairs: Mapping[Path, Path]) -> None:
+    first: dict[Path, Path] = {}
+    for path, target in pairs.items():
+        if target in first:
+            raise ValueError(
+                f"{first[target]} and {path} would both become {target}: rename one, or give them "
+                "different folders"
+            )
+        first[target] = path
+
+
+def _require_new(targets: Sequence[Path]) -> None:
+    existing = [target for target in targets if target.exists()]
+    if existing:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise ValueError(
+            f"{existing[0]}{more} would be replaced: add --overwrite, or choose another -o"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise ValueError, before any work, if files cannot be made in a folder or it in its own."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file, not a folder: choose another -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{existing} cannot be written into: choose another -o")
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of an .inr file; ValueError names the file."""
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name the .inr files in it")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: check the name") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, and its folder if need be; ValueError names the file."""
+    with _making(path):
+        trees.write_atomic(path, data)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A ValueError from the block, which knows of bytes or pixels only, gets the file's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Make the folder of a file for the block; what goes wrong is a ValueError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): choose another -o"
+        ) from error
+
+
+def _read_image(path: Path) -> Image:
+    """A picture; what had to be converted is said."""
+    loaded = images.read_image(path)
+    for note in loaded.notes:
+        _note(f"{path}: {note}")
+    return loaded.image
+
+
+class Each:
+    """Does something to each of many files: an error is reported, and the others go on."""
+
+    def __init__(self) -> None:
+        self.num_done = 0
+        self.num_failed = 0
+
+    @contextlib.contextmanager
+    def file(self) -> Iterator[None]:
+        """The block is one file's share; it may raise ValueError."""
+        try:
+            yield
+        except ValueError as error:
+            self.num_failed += 1
+            _error(error)
+
+    @contextlib.contextmanager
+    def all(self, total: int) -> Iterator[None]:
+        """The block is all the work; Ctrl-C says how many of ``total`` files are there."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"{self.num_done} of {total} files were written and are kept"
+            ) from None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 if any file failed."""
+        return 1 if self.num_failed else 0
+
+
+# ---------------------------------------------------------------- encode, decode, info
+
+
+def _encode(options: Encode) -> int:
+    codec = _inr_codec(options)
+    pairs = plan(options.paths, options.output, ".inr", options.overwrite)
+    _use_every_core()
+    each = Each()
+    with each.all(len(pairs)):
+        for batch in _batches(pairs, each):
+            for path, stream in _encode_batch(codec, batch, each).items():
+                with each.file(), _naming(path):
+                    _keep(codec, batch[path], stream, path, pairs[path])
+                    each.num_done += 1
+    return each.exit_code
+
+
+def _inr_codec(options: Encode) -> Codec:
+    given = {"width": options.width, "num_steps": options.steps, "init": options.init}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if options.codec == "coin" and options.init is not None:
+        raise OptionError("coin starts from random weights: drop --init or --codec coin")
+    try:
+        make = codecs.Coin if options.codec == "coin" else codecs.MetaSiren
+        return make(seed=options.seed, **chosen)
+    except ValueError as error:
+        raise OptionError(error) from error
+
+
+def _batches(paths: Iterable[Path], each: Each) -> Iterator[dict[Path, Image]]:
+    """Pictures, read when they are needed, in batches of bounded size; bad files are reported."""
+    batch: dict[Path, Image] = {}
+    for path in paths:
+        with each.file():
+            image = _read_image(path)
+            pixels = sum(item.size for item in [*batch.values(), image]) // 3
+            if batch and (pixels > BATCH_PIXELS or len(batch) == BATCH_IMAGES):
+                yield batch
+                batch = {}
+            batch[path] = image
+    if batch:
+        yield batch
+
+
+def _encode_batch(codec: Codec, batch: Mapping[Path, Image], each: Each) -> dict[Path, bytes]:
+    """A stream for each picture that can be encoded; the others are reported."""
+    try:
+        with _progress(f"fitting {len(batch)} picture{'s' * (len(batch) > 1)}") as on_progress:
+            streams = codec.encode(list(batch.values()), on_progress)
+        return dict(zip(batch, streams, strict=True))
+    except ValueError as error:
+        if len(batch) == 1:
+            with each.file(), _naming(next(iter(batch))):
+                raise error
+            return {}
+    # One of them cannot be encoded: found by halves, so that the others are.
+    items, half = list(batch.items()), len(batch) // 2
+    parts = (dict(items[:half]), dict(items[half:]))
+    return {path: s for part in parts for path, s in _encode_batch(codec, part, each).items()}
+
+
+def _keep(codec: Codec, image: Image, stream: bytes, path: Path, target: Path) -> None:
+    """Decode a stream, as proof that it can be, write it, and say what it costs."""
+    from inrjax import metrics
+
+    [image_hat] = codec.decode([stream])
+    _write(target, stream)
+    bpp = metrics.bpp(len(stream), *image.shape[:2])
+    psnr = metrics.psnr(image, image_hat)
+    print(f"{path} -> {target}: {len(stream)} bytes, {bpp:.3f} bpp, {psnr:.2f} dB", flush=True)
+
+
+def _decode(options: Decode) -> int:
+    pairs = plan(options.paths, options.output, ".png", options.overwrite)
+    each = Each()
+    with each.all(len(pairs)):
+        for path, target in pairs.items():
+            with each.file():
+                stream = _read(path)
+                with _naming(path):
+                    image_hat = codecs.decode_stream(stream)
+                with _making(target):
+                    images.write_image(target, image_hat)
+                each.num_done += 1
+                print(f"{path} -> {target}", flush=True)
+    return each.exit_code
+
+
+def _info(options: Info) -> int:
+    stream = _read(options.path)
+    with _naming(options.path):
+        description = codecs.describe(stream)._asdict()
+    if options.json:
+        print(json.dumps(description, indent=2))
+        return 0
+    sections = description.pop("sections")
+    print(_lines({**description, **{f"bytes of {name}": n for name, n in sections.items()}}))
+    return 0
+
+
+def _lines(values: Mapping[str, object]) -> str:
+    """One ``name  value`` line each, aligned; a value that is not there is a dash."""
+    width = max(map(len, values))
+    return "\n".join(
+        f"{name.replace('_', ' ').ljust(width)}  {_text(value)}" for name, value in values.items()
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "-" if value is None else str(value)
+
+
+# ---------------------------------------------------------------- evaluate, quickstart
+
+
+def _evaluate(options: Evaluate) -> int:
+    from inrjax import datasets, quickstart
+
+    chosen = _chosen(options)
+    each = Each()
+    pictures = _pictures(datasets.images_in(options.images), each)
+    if not pictures:
+        return each.exit_code
+    _use_every_core()
+    largest = max(image.size // 3 for image in pictures.values())
+    batch_size = min(BATCH_IMAGES, max(1, BATCH_PIXELS // largest))
+    with _resumable(options.output), _progress("measuring") as on_progress:
+        report = quickstart.measure(chosen, pictures, options.output, batch_size, on_progress)
+    _report(report, each)
+    return each.exit_code
+
+
+def _chosen(options: Evaluate) -> list[Codec]:
+    """The codecs of every name in the option, at each of their rates."""
+    names = [name.strip() for name in options.codecs.split(",")]
+    for name in names:
+        if name not in CURVES:
+            raise OptionError(f"there is no codec {name!r}: choose from {', '.join(CURVES)}")
+    fit = {"seed": options.seed}
+    if options.steps is not None:
+        fit["num_steps"] = options.steps
+    return [codec for name in dict.fromkeys(names) for codec in CURVES[name](fit)]
+
+
+def _pictures(paths: Sequence[Path], each: Each) -> dict[str, Image]:
+    """Pictures by the stems of their file names, which must differ; bad files are reported."""
+    _require_distinct({path: Path(path.stem) for path in paths})
+    pictures = {}
+    for path in paths:
+        with each.file():
+            pictures[path.stem] = _read_image(path)
+    return pictures
+
+
+def _quickstart(options: Quickstart) -> int:
+    from inrjax import quickstart
+
+    _use_every_core()
+    ours = [codecs.MetaSiren(width=width) for width in quickstart.WIDTHS]
+    # Every second rate of the classic codecs is enough for a picture.
+    names = ("jpeg", "jpeg-optimized", "jpeg2000", "webp")
+    classic = [codec for name in names for codec in CURVES[name]({})[::2]]
+    each = Each()
+    with _resumable(options.output), _progress("compressing and measuring") as on_progress:
+        report = quickstart.quickstart(options.output, ours, classic, on_progress)
+    print(_file_table([row for row in report.rows if row.codec == ours[0].name]), end="\n\n")
+    _report(report, each)
+    return each.exit_code
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C in the block says that the same command goes on where it was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"what was measured is in {folder}, and the same command goes on from there"
+        ) from None
+
+
+def _report(report: Report, each: Each) -> None:
+    """Print the means, the BD-rates and the files; report what failed."""
+    from inrjax import results
+
+    for failure in report.failures:
+        with each.file():
+            raise ValueError(
+                f"{failure.image} under {failure.codec} {failure.setting}: {failure.reason}"
+            )
+    summaries = results.summarise(report.rows)
+    print("Means over the pictures:")
+    print(_summary_table(summaries), end="\n\n")
+    for line in _bd_rates(summaries, "jpeg-optimized"):
+        print(line)
+    print("Written:", *report.files)
+
+
+def _file_table(rows: Sequence[RDPoint]) -> str:
+    """The size and quality of each file."""
+    cells = [
+        (row.image, row.setting, f"{row.num_bytes}", f"{row.bpp:.3f}", f"{row.psnr:.2f}")
+        for row in sorted(rows, key=lambda row: row.image)
+    ]
+    return _table(("picture", "setting", "bytes", "bpp", "PSNR dB"), cells)
+
+
+def _summary_table(summaries: Sequence[Summary]) -> str:
+    header = ("codec", "setting", "bytes", "bpp", "PSNR dB", "SSIM", "MS-SSIM", "enc s", "dec s")
+    rows = [
+        (
+            item.codec,
+            item.setting,
+            f"{item.num_bytes:.0f}",
+            f"{item.bpp:.3f}",
+            f"{item.psnr:.2f}",
+            f"{item.ssim:.4f}",
+            "-" if item.ms_ssim is None else f"{item.ms_ssim:.4f}",
+            f"{item.encode_seconds:.2f}",
+            f"{item.decode_seconds:.2f}",
+        )
+        for item in summaries
+    ]
+    return _table(header, rows)
+
+
+def _bd_rates(summaries: Sequence[Summary], anchor: str) -> list[str]:
+    """A line for each codec that is not the anchor, if the anchor was measured."""
+    from inrjax import metrics, results
+
+    curves = results.measured_curves(summaries)
+    if anchor not in curves:
+        return []
+    rates, psnrs = zip(*curves.pop(anchor), strict=True)
+    lines = []
+    for name, curve in curves.items():
+        try:
+            bd_rate = metrics.bd_rate(rates, psnrs, *zip(*curve, strict=True))
+            text = f"{bd_rate.percent:+.1f} % over {bd_rate.low_db:.2f}..{bd_rate.high_db:.2f} dB"
+        except ValueError as error:
+            text = f"none: {error}"
+        lines.append(f"BD-rate of {name} against {anchor}: {text}")
+    return lines
+
+
+# ---------------------------------------------------------------- the entry point
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "encode": (Encode, _encode),
+    "decode": (Decode, _decode),
+    "info": (Info, _info),
+    "evaluate": (Evaluate, _evaluate),
+    "quickstart": (Quickstart, _quickstart),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own); returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except OptionError as error:
+        _error(error)
+        return 2
+    except ValueError as error:
+        _error(error)
+        return 1
+    except KeyboardInterrupt as stop:
+        _note(f"stopped: {stop}" if str(stop) else "stopped before anything was written")
+        return 130
+    except OSError as error:  # of stdout: those of files have become a ValueError
+        # Python flushes stdout once more as it ends, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141
+        _error(f"the output cannot be written ({error.strerror})")
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or [""]
+    try:
+        if name in ("-h", "--help"):
+            _parse(_any_command(), "inrjax", OVERVIEW, ["--help"])
+        if name not in COMMANDS:
+            problem = f"there is no command {name!r}" if name else "no command was given"
+            raise OptionError(f"{problem}: choose from {', '.join(COMMANDS)}; see inrjax --help")
+        kind, run = COMMANDS[name]
+        options = _parse(kind, f"inrjax {name}", inspect.cleandoc(kind.__doc__ or ""), rest)
+    except SystemExit:
+        return 0  # help was asked for, and tyro has printed it
+    return run(options)
+
+
+OVERVIEW = """Compress pictures to small files that hold a neural network, with JAX.
+
+Try it:
+  inrjax quickstart                              three photographs, beside JPEG and others
+  inrjax encode photo.png -o photo.inr           a picture to a file
+  inrjax decode photo.inr -o photo.png           and back
+  inrjax encode --help                           more on one command
+"""
+
+
+def _any_command() -> Any:
+    """What tyro needs to list the commands, a line each."""
+    lines = {name: (kind.__doc__ or "").splitlines()[0] for name, (kind, _) in COMMANDS.items()}
+    return Union[  # noqa: UP007 (a union of a list)
+        tuple(
+            Annotated[kind, subcommand(name, description=lines[name])]
+            for name, (kind, _) in COMMANDS.items()
+        )
+    ]
+
+
+def _parse(kind: Any, program: str, description: str, arguments: Sequence[str]) -> Any:
+    """The options as a ``kind``; OptionError for wrong ones, SystemExit(0) for --help."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                kind,
+                prog=program,
+                description=description,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise OptionError(f"{_sentence(told.getvalue())}; see {program} --help") from None
+
+
+def _sentence(box: str) -> str:
+    """What stands under the title of a box that tyro draws, without help texts, as one line."""
+    plain = re.sub("\x1b\\[[0-9;]*m|[╭╮╰╯│─]|-{8,}", "", box)
+    lines = itertools.dropwhile(lambda line: not line.strip(), plain.splitlines()[1:])
+    paragraph = itertools.takewhile(lambda line: line.strip(), lines)
+    return " ".join(line.strip() for line in paragraph if not line.startswith(" " * 8)).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Optimisation loops: one datum by `fit`, batches of data by `fit_batch`, and the points they see.
+
+Nothing here knows of images. A datum is a list of coordinates with values, of any length; lists
+are cut into tiles that stay in cache, so lists of different lengths share one compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inrjax.types import Params
+
+LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""(params, step, key) -> scalar; ``step`` counts from 0, ``key`` is fresh at every step."""
+
+
+class FitState(NamedTuple):
+    """What a fit carries from one chunk of steps to the next; a checkpoint of it resumes the fit.
+
+    ``best_params`` are those at the end of the window of steps with the lowest mean loss so far,
+    ``best_loss`` that mean (inf before the first window ends). ``finite`` turns False at the
+    first loss that is not finite, and nothing is updated after that.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    window_loss: jax.Array
+    best_params: Any
+    best_loss: jax.Array
+    finite: jax.Array
+
+
+class FitResult(NamedTuple):
+    """``params``: the best snapshot; ``losses`` (num_steps,); ``finite``: it never diverged."""
+
+    params: Any
+    losses: jax.Array
+    finite: jax.Array
+
+
+def start(params: Any, optimizer: optax.GradientTransformation) -> FitState:
+    """The state before the first step."""
+    return FitState(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        window_loss=jnp.zeros(()),
+        best_params=params,
+        best_loss=jnp.asarray(jnp.inf),
+        finite=jnp.asarray(True),
+    )
+
+
+def advance(
+    loss_fn: LossFn,
+    state: FitState,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    window: int,
+    key: jax.Array,
+) -> tuple[FitState, jax.Array]:
+    """Run ``num_steps`` more steps; returns the state and their losses (num_steps,).
+
+    ``window``: a snapshot is compared by the mean loss over this many steps. 1 is COIN's rule
+    for full-image steps; for pixel subsets, take the steps of an epoch. Chunks of any sizes give
+    the same result as one, since the key of a step depends on ``key`` and its number only.
+    """
+
+    def step(state: FitState, _) -> tuple[FitState, jax.Array]:
+        key_step = jax.random.fold_in(key, state.step)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, state.step, key_step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        finite = state.finite & jnp.isfinite(loss)
+        params = _where(finite, optax.apply_updates(state.params, updates), state.params)
+        window_loss = state.window_loss + loss / window
+        ends = (state.step + 1) % window == 0
+        better = finite & ends & (window_loss < state.best_loss)
+        # The loss belongs to the params before the update.
+        return FitState(
+            params=params,
+            opt_state=_where(finite, opt_state, state.opt_state),
+            step=state.step + 1,
+            window_loss=jnp.where(ends, 0.0, window_loss),
+            best_params=_where(better, state.params, state.best_params),
+            best_loss=jnp.where(better, window_loss, state.best_loss),
+            finite=finite,
+        ), loss
+
+    return jax.lax.scan(step, state, length=num_steps)
+
+
+def fit(
+    loss_fn: LossFn,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    key: jax.Array,
+    window: int = 1,
+) -> FitResult:
+    """Minimise ``loss_fn`` from ``params``; pure, so it can be jitted, mapped and vmapped.
+
+    Call it inside a jitted function that takes the data as arguments: a loss_fn that closes over
+    arrays would be compiled again for each datum.
+    """
+    state = start(params, optimizer)
+    state, losses = advance(loss_fn, state, optimizer, num_steps, window, key)
+    return FitResult(state.best_params, losses, state.finite)
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+# ---------------------------------------------------------------------------- points and tiles
+
+
+class Points(NamedTuple):
+    """A list of points in shuffled order, cut into tiles; a batch has further leading axes.
+
+    coords (tiles, in_dim, tile), pixels (tiles, out_dim, tile), weights (tiles, tile): 1 for a
+    point, 0 for padding; num_tiles: int32 scalar, the tiles that hold at least one point.
+    """
+
+    coords: Any
+    pixels: Any
+    weights: Any
+    num_tiles: Any
+
+
+class Tiling(NamedTuple):
+    """How many points a tile has, and how many tiles a step sees. Static."""
+
+    tile: int
+    tiles_per_step: int
+
+
+MAX_TILE = 4096
+"""Points of a tile at most: the activations of 2048-4096 points stay in a core's cache."""
+
+
+def tiling(num_points: int, points_per_step: int) -> Tiling:
+    """The tiling of a list: it depends on the list's own length only, never on its batch.
+
+    A power of two from 64 to `MAX_TILE` points, so that small data share few programs.
+    """
+    tile = min(MAX_TILE, max(64, 1 << (min(num_points, points_per_step) - 1).bit_length()))
+    steps_tiles = -(-min(num_points, points_per_step) // tile)
+    return Tiling(tile, steps_tiles)
+
+
+def bucket(num_tiles: int) -> int:
+    """The padded length of a list of tiles: 1, 2, 3, 4, 6, 8, 12, 16, ... (at most 1/3 is waste)."""
+    power = 1 << (num_tiles - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and num_tiles <= 3 * power // 4 else power
+
+
+def make_points(
+    coords: np.ndarray, pixels: np.ndarray, tile: int, num_tiles: int, seed: int
+) -> Points:
+    """Shuffle a list and cut it into ``num_tiles`` tiles of ``tile`` points, zero-padded.
+
+    Args:
+      coords: float32 (n, in_dim). pixels: float32 (n, out_dim). seed: of the shuffle.
+
+    Raises:
+      ValueError: the list is empty or does not fit.
+    """
+    count = len(coords)
+    if not 0 < count <= tile * num_tiles:
+        raise ValueError(f"got {count} points, expected 1 to {tile * num_tiles}")
+    order = np.random.default_rng(seed).permutation(count)
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros((num_tiles * tile, values.shape[1]), np.float32)
+        padded[:count] = values[order]
+        return np.ascontiguousarray(padded.reshape(num_tiles, tile, -1).transpose(0, 2, 1))
+
+    weights = (np.arange(num_tiles * tile) < count).astype(np.float32).reshape(num_tiles, tile)
+    return Points(cut(coords), cut(pixels), weights, np.int32(-(-count // tile)))
+
+
+def draw_tiles(points: Points, tiles_per_step: int, step: jax.Array, key: jax.Array) -> jax.Array:
+    """The tiles of a step, int32 (tiles_per_step,): drawn without replacement within an epoch.
+
+    An epoch is a fresh permutation of the tiles that hold points. It does not depend on the
+    padding: the order comes from a random number that belongs to each tile. ``key`` is the
+    same at every step.
+    """
+    steps_per_epoch = jnp.maximum(points.num_tiles // tiles_per_step, 1)
+    key_epoch = jax.random.fold_in(key, step // steps_per_epoch)
+    tiles = jnp.arange(points.weights.shape[-2])
+    ranks = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key_epoch, i)))(tiles)
+    order = jnp.argsort(jnp.where(tiles < points.num_tiles, ranks, jnp.inf))
+    first = (step % steps_per_epoch) * tiles_per_step
+    return order[(first + jnp.arange(tiles_per_step)) % points.num_tiles]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tiled_mse(
+    apply_fn: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    points: Points,
+    tiles: jax.Array,
+) -> jax.Array:
+    """Mean squared error of ``apply_fn(params, coords)`` over the points of the given tiles.
+
+    The mean runs over points of weight 1 and over output dimensions. Gradients are accumulated
+    tile by tile in the forward pass, so no activation outlives its tile (2.9 against 0.55 million
+    pixel-steps per second on a CPU); first derivatives with respect to params only.
+    """
+    return _tiled_mse_forward(apply_fn, params, points, tiles)[0]
+
+
+def _tiled_mse_forward(apply_fn, params, points, tiles):
+    def tile_sum(params, index):
+        error = apply_fn(params, points.coords[index]) - points.pixels[index]
+        return jnp.sum(points.weights[index] * jnp.mean(error * error, axis=0))
+
+    def accumulate(carry, index):
+        return jax.tree.map(jnp.add, carry, jax.value_and_grad(tile_sum)(params, index)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    (total, grads), _ = jax.lax.scan(accumulate, zero, tiles)
+    count = jnp.sum(points.weights[tiles])
+    return total / count, (jax.tree.map(lambda g: g / count, grads), points, tiles)
+
+
+def _tiled_mse_backward(apply_fn, residuals, cotangent):
+    grads, points, tiles = residuals
+    zeros = jax.tree.map(jnp.zeros_like, points._replace(num_tiles=np.zeros((), jax.dtypes.float0)))
+    no_tiles = np.zeros(tiles.shape, jax.dtypes.float0)
+    return jax.tree.map(lambda g: cotangent * g, grads), zeros, no_tiles
+
+
+tiled_mse.defvjp(_tiled_mse_forward, _tiled_mse_backward)

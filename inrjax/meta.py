@@ -1,0 +1,112 @@
+"""Model-agnostic meta-learning of an init (MAML, Finn et al. 2017, arXiv:1703.03400).
+
+With an inner learning rate for each parameter and each inner step, learned too (Meta-SGD, Li et
+al. 2017, arXiv:1707.09835; the setting of Strümpler et al. 2022, arXiv:2112.04267). Pure
+functions over pytrees that know nothing of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+TaskLoss = Callable[[Any, Any], jax.Array]
+"""(params, data) -> scalar."""
+
+
+class MetaParams(NamedTuple):
+    """``params``: the init. ``rates``: the same tree, each leaf with a leading axis of
+    inner_steps: the learning rate of each parameter at each inner step."""
+
+    params: Any
+    rates: Any
+
+
+class Task(NamedTuple):
+    """Data of one task: ``inner`` has a leading axis of inner_steps, one slice for each step;
+    ``outer`` is what the adapted params are judged on."""
+
+    inner: Any
+    outer: Any
+
+
+class MetaState(NamedTuple):
+    """What meta-training carries on, and checkpoints. ``step``: int32, outer steps done."""
+
+    meta: MetaParams
+    opt_state: Any
+    step: jax.Array
+
+
+def init_meta(params: Any, inner_steps: int, rate: float) -> MetaParams:
+    """Meta params that start at ``params``, with every inner rate at ``rate``."""
+    if inner_steps < 1:
+        raise ValueError(f"got inner_steps={inner_steps}, expected at least 1")
+    rates = jax.tree.map(lambda p: jnp.full((inner_steps, *jnp.shape(p)), rate), params)
+    return MetaParams(params, rates)
+
+
+def adapt(loss_fn: TaskLoss, meta: MetaParams, inner: Any, first_order: bool) -> Any:
+    """The params after the inner steps: params - rate * gradient, once for each slice of data.
+
+    ``first_order`` treats the inner gradients as constants (first-order MAML): a derivative
+    through the result then lacks the Hessian terms, and is cheaper. The value is the same.
+    """
+
+    def inner_step(params, rates_and_data):
+        rates, data = rates_and_data
+        grads = jax.grad(loss_fn)(params, data)
+        if first_order:
+            grads = jax.lax.stop_gradient(grads)
+        return jax.tree.map(lambda p, a, g: p - a * g, params, rates, grads), None
+
+    return jax.lax.scan(inner_step, meta.params, (meta.rates, inner))[0]
+
+
+def meta_loss(loss_fn: TaskLoss, meta: MetaParams, task: Task, first_order: bool) -> jax.Array:
+    """The loss of the adapted params on the task's outer data (Finn et al. 2017, eq. 1)."""
+    return loss_fn(adapt(loss_fn, meta, task.inner, first_order), task.outer)
+
+
+def start(meta: MetaParams, optimizer: optax.GradientTransformation) -> MetaState:
+    """The state before the first outer step."""
+    return MetaState(meta, optimizer.init(meta), jnp.zeros((), jnp.int32))
+
+
+def advance(
+    loss_fn: TaskLoss,
+    sample_tasks: Callable[[jax.Array], Task],
+    state: MetaState,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    first_order: bool,
+    key: jax.Array,
+) -> tuple[MetaState, jax.Array]:
+    """Run ``num_steps`` more outer steps; returns the state and the mean losses (num_steps,).
+
+    ``sample_tasks(key)`` gives a batch: a Task whose leaves have a leading axis of tasks, mapped
+    one after the other, so that memory holds the derivatives of one task. The key of a step
+    depends on ``key`` and its number: chunks of any sizes, and a resumed run, give the same.
+    A step whose loss or gradient is not finite is skipped.
+    """
+
+    def outer_step(state: MetaState, _) -> tuple[MetaState, jax.Array]:
+        tasks = sample_tasks(jax.random.fold_in(key, state.step))
+        losses, grads = jax.lax.map(
+            lambda task: jax.value_and_grad(
+                lambda meta: meta_loss(loss_fn, meta, task, first_order)
+            )(state.meta),
+            tasks,
+        )
+        grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
+        proposed = MetaState(optax.apply_updates(state.meta, updates), opt_state, state.step)
+        finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.global_norm(grads))
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+        return kept._replace(step=state.step + 1), jnp.mean(losses)
+
+    return jax.lax.scan(outer_step, state, length=num_steps)

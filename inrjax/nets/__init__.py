@@ -1,0 +1,1 @@
+"""Networks: a static spec, and pure functions over plain dict pytrees."""

@@ -1,0 +1,53 @@
+"""Fixtures that every test file may use, and the devices the tests run on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+# Two CPU devices even on one core: the program that shards images over devices is the one that
+# users run, so it is the one that is tested. Here, because the number is fixed once jax computes.
+jax.config.update("jax_num_cpu_devices", 2)
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda for the tests marked gpu
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an accelerator where there is none."""
+    if item.get_closest_marker("gpu") and jax.default_backend() == "cpu":
+        pytest.skip("needs an accelerator: run with JAX_PLATFORMS=cuda")
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A uint8 (height, width, 3) image with a photograph's statistics: 1/f texture and edges."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    amplitude = 1 / np.maximum(frequency, 1 / max(height, width)) ** 1.5
+    noise = rng.standard_normal((4, height, width))
+    planes = np.fft.ifft2(np.fft.fft2(noise) * amplitude).real
+    planes /= np.abs(planes).max(axis=(1, 2), keepdims=True) + 1e-12
+    luma = planes[0] + 0.5 * np.sign(planes[0])  # two regions with a sharp edge between them
+    image = 128 + 60 * luma[..., None] + 25 * np.moveaxis(planes[1:], 0, -1)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., np.ndarray]:
+    """The function `photograph(height, width, seed=0)`."""
+    return photograph
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the image sets: INRJAX_DATA, or ../shared/data beside the checkout."""
+    root = Path(os.environ.get("INRJAX_DATA", ROOT.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip("no image sets here: set INRJAX_DATA to the folder that holds kodak/")
+    return root
