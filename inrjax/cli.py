@@ -29,6 +29,7 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import codecs, images, trees
+from inrjax.init import load_init, packaged_init
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ BATCH_IMAGES = 64
 COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
 """(width, depth) of COIN's five published rates (Dupont et al. 2021)."""
 
-CURVES: dict[str, Callable[[dict[str, int]], Sequence[Codec]]] = {
+CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
     "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
     "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
@@ -83,6 +84,8 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
 _OUTPUT = arg(aliases=("-o",), metavar="PATH")
+_INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
+_FROM_CODEC = arg(help_behavior_hint="(default: the codec's own)")
 _REQUIRED = "(required)"
 
 
@@ -109,19 +112,13 @@ class Encode:
     """A name ending in .inr for one picture, else a folder (made if it is not there)."""
     codec: Literal["meta-siren", "coin"] = "meta-siren"
     """Code the difference from a meta-learned network, or random-start weights in 16 bits."""
-    width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: the codec's own)")] = (
-        None
-    )
+    width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: 32; coin: 30)")] = None
     """Width of the network's layers. It sets the size of the file."""
-    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: the codec's own)")] = (
-        None
-    )
+    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of the fit."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers: the same seed gives the same file."""
-    init: Annotated[Path | None, arg(metavar="NPZ", help_behavior_hint="(default: packaged)")] = (
-        None
-    )
+    init: Annotated[Path | None, _INIT] = None
     """A meta-learned network from `inrjax meta-train`. The decoder needs the same file."""
     overwrite: bool = False
     """Replace files that are there already."""
@@ -143,9 +140,7 @@ class Decode:
     """Files that `inrjax encode` wrote."""
     output: Annotated[str, _OUTPUT]
     """A name ending in .png for one file, else a folder (made if it is not there)."""
-    init: Annotated[Path | None, arg(metavar="NPZ", help_behavior_hint="(default: packaged)")] = (
-        None
-    )
+    init: Annotated[Path | None, _INIT] = None
     """The network that `inrjax encode` was given by --init."""
     overwrite: bool = False
     """Replace files that are there already."""
@@ -164,6 +159,8 @@ class Info:
     """A file that `inrjax encode` wrote."""
     json: bool = False
     """Print one JSON object."""
+    init: Annotated[Path | None, _INIT] = None
+    """The network that `inrjax encode` was given by --init."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +186,7 @@ class Evaluate:
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
     """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg2000, webp."""
-    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: the codec's own)")] = (
-        None
-    )
+    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
@@ -281,10 +276,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- files and folders
 
 
-def plan(paths: Sequence[Path], output: str, suffix: str, overwrite: bool) -> dict[Path, Path]:
+def _plan(paths: Sequence[Path], output: str, suffix: str, overwrite: bool) -> dict[Path, Path]:
     """Input -> output file, for one file or a folder of them; touches no file.
 
     Raises OptionError if ``output`` cannot be meant, and ValueError if two inputs would become
@@ -422,7 +417,7 @@ class Each:
 
 def _encode(options: Encode) -> int:
     codec = _inr_codec(options)
-    pairs = plan(options.paths, options.output, ".inr", options.overwrite)
+    pairs = _plan(options.paths, options.output, ".inr", options.overwrite)
     _use_every_core()
     each = Each()
     with each.all(len(pairs)):
@@ -435,13 +430,15 @@ def _encode(options: Encode) -> int:
 
 
 def _inr_codec(options: Encode) -> Codec:
-    given = {"width": options.width, "num_steps": options.steps, "init": options.init}
+    given = {"width": options.width, "num_steps": options.steps, "seed": options.seed}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if options.codec == "coin" and options.init is not None:
-        raise OptionError("coin starts from random weights: drop --init or --codec coin")
+    if options.init is not None:
+        if options.codec == "coin":
+            raise OptionError("coin starts from random weights: drop --init or --codec coin")
+        init = load_init(options.init)
+        chosen = {"width": init.net.width, "init": init, **chosen}
     try:
-        make = codecs.Coin if options.codec == "coin" else codecs.MetaSiren
-        return make(seed=options.seed, **chosen)
+        return codecs.Coin(**chosen) if options.codec == "coin" else codecs.MetaSiren(**chosen)
     except ValueError as error:
         raise OptionError(error) from error
 
@@ -450,13 +447,16 @@ def _batches(paths: Iterable[Path], each: Each) -> Iterator[dict[Path, Image]]:
     """Pictures, read when they are needed, in batches of bounded size; bad files are reported."""
     batch: dict[Path, Image] = {}
     for path in paths:
+        image = None
         with each.file():
             image = _read_image(path)
-            pixels = sum(item.size for item in [*batch.values(), image]) // 3
-            if batch and (pixels > BATCH_PIXELS or len(batch) == BATCH_IMAGES):
-                yield batch
-                batch = {}
-            batch[path] = image
+        if image is None:
+            continue
+        pixels = sum(item.size for item in [*batch.values(), image]) // 3
+        if batch and (pixels > BATCH_PIXELS or len(batch) == BATCH_IMAGES):
+            yield batch
+            batch = {}
+        batch[path] = image
     if batch:
         yield batch
 
@@ -490,14 +490,15 @@ def _keep(codec: Codec, image: Image, stream: bytes, path: Path, target: Path) -
 
 
 def _decode(options: Decode) -> int:
-    pairs = plan(options.paths, options.output, ".png", options.overwrite)
+    pairs = _plan(options.paths, options.output, ".png", options.overwrite)
+    init = None if options.init is None else load_init(options.init)
     each = Each()
     with each.all(len(pairs)):
         for path, target in pairs.items():
             with each.file():
                 stream = _read(path)
                 with _naming(path):
-                    image_hat = codecs.decode_stream(stream)
+                    image_hat = codecs.decode_stream(stream, init)
                 with _making(target):
                     images.write_image(target, image_hat)
                 each.num_done += 1
@@ -507,8 +508,9 @@ def _decode(options: Decode) -> int:
 
 def _info(options: Info) -> int:
     stream = _read(options.path)
+    init = None if options.init is None else load_init(options.init)
     with _naming(options.path):
-        description = codecs.describe(stream)._asdict()
+        description = codecs.describe(stream, init)._asdict()
     if options.json:
         print(json.dumps(description, indent=2))
         return 0
@@ -547,7 +549,7 @@ def _evaluate(options: Evaluate) -> int:
     batch_size = min(BATCH_IMAGES, max(1, BATCH_PIXELS // largest))
     with _resumable(options.output), _progress("measuring") as on_progress:
         report = quickstart.measure(chosen, pictures, options.output, batch_size, on_progress)
-    _report(report, each)
+    _report(report, chosen, each)
     return each.exit_code
 
 
@@ -557,7 +559,7 @@ def _chosen(options: Evaluate) -> list[Codec]:
     for name in names:
         if name not in CURVES:
             raise OptionError(f"there is no codec {name!r}: choose from {', '.join(CURVES)}")
-    fit = {"seed": options.seed}
+    fit: dict[str, Any] = {"seed": options.seed}
     if options.steps is not None:
         fit["num_steps"] = options.steps
     return [codec for name in dict.fromkeys(names) for codec in CURVES[name](fit)]
@@ -585,7 +587,7 @@ def _quickstart(options: Quickstart) -> int:
     with _resumable(options.output), _progress("compressing and measuring") as on_progress:
         report = quickstart.quickstart(options.output, ours, classic, on_progress)
     print(_file_table([row for row in report.rows if row.codec == ours[0].name]), end="\n\n")
-    _report(report, each)
+    _report(report, ours, each)
     return each.exit_code
 
 
@@ -600,8 +602,8 @@ def _resumable(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _report(report: Report, each: Each) -> None:
-    """Print the means, the BD-rates and the files; report what failed."""
+def _report(report: Report, measured: Sequence[Codec], each: Each) -> None:
+    """Print the means, what decoders share, the BD-rates and the files; report what failed."""
     from inrjax import results
 
     for failure in report.failures:
@@ -612,7 +614,7 @@ def _report(report: Report, each: Each) -> None:
     summaries = results.summarise(report.rows)
     print("Means over the pictures:")
     print(_summary_table(summaries), end="\n\n")
-    for line in _bd_rates(summaries, "jpeg-optimized"):
+    for line in [*_shared_bytes(measured), *_bd_rates(summaries, "jpeg-optimized")]:
         print(line)
     print("Written:", *report.files)
 
@@ -643,6 +645,16 @@ def _summary_table(summaries: Sequence[Summary]) -> str:
         for item in summaries
     ]
     return _table(header, rows)
+
+
+def _shared_bytes(measured: Sequence[Codec]) -> list[str]:
+    """A line for the bytes that decoders need once, beside the files and not counted in bpp."""
+    sizes = [
+        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}"
+        for codec in measured
+        if isinstance(codec, codecs.MetaSiren)
+    ]
+    return [f"Bytes of the init that decoders share, once: {', '.join(sizes)}"] if sizes else []
 
 
 def _bd_rates(summaries: Sequence[Summary], anchor: str) -> list[str]:
@@ -693,12 +705,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _note(f"stopped: {stop}" if str(stop) else "stopped before anything was written")
         return 130
-    except OSError as error:  # of stdout: those of files have become a ValueError
+    except OSError as error:  # most likely of stdout: where files are used, it is a ValueError
         # Python flushes stdout once more as it ends, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141
-        _error(f"the output cannot be written ({error.strerror})")
+        _error(f"{error.filename or 'the output'} cannot be used: {error.strerror}")
         return 1
 
 

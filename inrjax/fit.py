@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inrjax.types import Params
+from inrjax.types import OnProgress, Params
 
 LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, step, key) -> scalar; ``step`` counts from 0, ``key`` is fresh at every step."""
@@ -66,11 +66,13 @@ def advance(
     num_steps: int,
     window: int,
     key: jax.Array,
+    snapshots_from: int = 0,
 ) -> tuple[FitState, jax.Array]:
     """Run ``num_steps`` more steps; returns the state and their losses (num_steps,).
 
     ``window``: a snapshot is compared by the mean loss over this many steps. 1 is COIN's rule
-    for full-image steps; for pixel subsets, take the steps of an epoch. Chunks of any sizes give
+    for full-image steps; for pixel subsets, take the steps of an epoch. Snapshots before step ``snapshots_from``
+    do not count: for a loss that changes its meaning there. Chunks of any sizes give
     the same result as one, since the key of a step depends on ``key`` and its number only.
     """
 
@@ -80,8 +82,9 @@ def advance(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         finite = state.finite & jnp.isfinite(loss)
         params = _where(finite, optax.apply_updates(state.params, updates), state.params)
-        window_loss = state.window_loss + loss / window
-        ends = (state.step + 1) % window == 0
+        counts = state.step >= snapshots_from
+        window_loss = state.window_loss + jnp.where(counts, loss / window, 0.0)
+        ends = counts & ((state.step + 1 - snapshots_from) % window == 0)
         better = finite & ends & (window_loss < state.best_loss)
         # The loss belongs to the params before the update.
         return FitState(
@@ -241,3 +244,137 @@ def _tiled_mse_backward(apply_fn, residuals, cotangent):
 
 
 tiled_mse.defvjp(_tiled_mse_forward, _tiled_mse_backward)
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+class Plan(Protocol):
+    """How to fit one datum, as a hashable static value: equal plans share one compilation.
+
+    ``shared`` is a pytree that all data of a batch see (an init, a random key), ``datum`` one
+    item. Both methods are pure and traced.
+    """
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole fit."""
+        ...
+
+    def start(self, shared: Any, datum: Any) -> FitState:
+        """The state before the first step."""
+        ...
+
+    def advance(
+        self, shared: Any, datum: Any, state: FitState, num_steps: int
+    ) -> tuple[FitState, jax.Array]:
+        """``num_steps`` (static) more steps, and their losses."""
+        ...
+
+
+CHUNK_STEPS = 100
+"""Steps between two points where a batch reports progress and may be stopped, at most."""
+
+
+def fit_batch(
+    plan: Plan, shared: Any, data: Sequence[Any], on_progress: OnProgress | None = None
+) -> list[FitResult]:
+    """Fit every datum of a list; results as host arrays, in order.
+
+    One program, compiled once for a plan and a shape of data, serves batches of any size. Data
+    are sharded over all of JAX's devices. A CPU device takes one datum at a time, since its cache
+    holds one fit; an accelerator takes its whole share at once. ``on_progress`` counts steps over
+    all data, and may raise to stop.
+
+    Raises:
+      ValueError: the data have different shapes (pad them to a common `bucket`).
+    """
+    if not data:
+        return []
+    if len({str(jax.tree.map(np.shape, datum)) for datum in data}) > 1:
+        raise ValueError("got data of different shapes, expected one: pad them to one bucket")
+    devices = jax.devices()
+    per_device = 1 if devices[0].platform == "cpu" else -(-len(data) // len(devices))
+    size = len(devices) * per_device
+    results: list[FitResult] = []
+    for first in range(0, len(data), size):
+        group = list(data[first : first + size])
+
+        def report(done: int, total: int, first=first, group=group) -> None:
+            if on_progress is not None:
+                on_progress(first * total + len(group) * done, len(data) * total)
+
+        results += _fit_group(plan, shared, group, devices, per_device, report)
+    return results
+
+
+def _fit_group(plan, shared, group, devices, per_device, on_progress: OnProgress):
+    """Fit up to len(devices) * per_device data as one sharded program. Places that are left hold
+    a copy of the last datum that is not fitted: the program is the same for any number of data,
+    and so are the bits of each (XLA compiles another for fewer devices, which rounds otherwise).
+    """
+    size = len(devices) * per_device
+    padded = group + group[-1:] * (size - len(group))
+    mesh = jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
+    by_datum = jax.NamedSharding(mesh, jax.P("data"))
+    stacked = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *padded), by_datum)
+    shared = jax.device_put(shared, jax.NamedSharding(mesh, jax.P()))
+    active = jax.device_put(np.arange(size) < len(group), by_datum)
+    at_once = None if devices[0].platform == "cpu" else per_device
+    state, losses = _start_group(plan, mesh, at_once, shared, stacked), []
+    for done, steps in _chunks(plan.num_steps):
+        state, chunk_losses = _advance_group(
+            plan, mesh, at_once, steps, shared, (active, stacked), state
+        )
+        losses.append(np.asarray(chunk_losses))
+        on_progress(done + steps, plan.num_steps)
+    result = FitResult(state.best_params, np.concatenate(losses, axis=-1), state.finite)
+    host = jax.tree.map(np.asarray, result)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(len(group))]
+
+
+def _chunks(num_steps: int) -> list[tuple[int, int]]:
+    """(steps done, steps to do): chunks of one size, so that they share one compilation; if no
+    size from CHUNK_STEPS/2 to CHUNK_STEPS divides num_steps, one shorter chunk ends the list."""
+    sizes = range(min(CHUNK_STEPS, num_steps), CHUNK_STEPS // 2, -1)
+    size = next((s for s in sizes if num_steps % s == 0), min(CHUNK_STEPS, num_steps))
+    return [(done, min(size, num_steps - done)) for done in range(0, num_steps, size)]
+
+
+# check_vma=False: every value that is differentiated belongs to one datum, so that no sum over
+# devices may be added to a gradient.
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _start_group(plan, mesh, at_once, shared, data):
+    def on_device(shared, own):
+        return jax.lax.map(lambda datum: plan.start(shared, datum), own, batch_size=at_once)
+
+    return _per_device(on_device, mesh, 1)(shared, data)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6,))
+def _advance_group(plan, mesh, at_once, num_steps, shared, data, states):
+    def on_device(shared, own, states):
+        def advance_one(args):
+            (active, datum), state = args
+            return jax.lax.cond(
+                active,
+                lambda: plan.advance(shared, datum, state, num_steps),
+                lambda: (state, jnp.zeros(num_steps)),
+            )
+
+        return jax.lax.map(advance_one, (own, states), batch_size=at_once)
+
+    return _per_device(on_device, mesh, 2)(shared, data, states)
+
+
+def _per_device(function, mesh, num_sharded: int):
+    by_datum = jax.P("data")
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(jax.P(), *[by_datum] * num_sharded),
+        out_specs=by_datum,
+        check_vma=False,
+    )

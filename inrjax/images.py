@@ -140,15 +140,15 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(pixels, 0, 1) * pixels.dtype.type(255) + 0.5).astype(np.uint8)
 
 
-def coordinates(height: int, width: int) -> np.ndarray:
-    """The (y, x) of every pixel centre, float32 (height * width, 2) in [-1, 1], row by row.
+def coordinates(height: int, width: int, rows: slice = slice(None)) -> np.ndarray:
+    """The (y, x) of pixel centres, float32 (n, 2) in [-1, 1], row by row, of the given rows.
 
     Pixel i of n sits at (2 i + 1) / n - 1: the picture's edges are -1 and 1, a single pixel is 0.
     """
     if height < 1 or width < 1:
         raise ValueError(f"got {height} x {width} pixels, expected at least 1 x 1")
     y, x = ((2 * np.arange(n, dtype=np.float64) + 1) / n - 1 for n in (height, width))
-    grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
+    grid = np.stack(np.meshgrid(y[rows], x, indexing="ij"), axis=-1)
     return grid.reshape(-1, 2).astype(np.float32)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inrjax import datasets, metrics, plots, results
-from inrjax.codecs import Jpeg, decode_stream
+from inrjax.codecs import Jpeg, MetaSiren, decode_stream
 from inrjax.evaluate import EvaluationError, Failure, evaluate, stream_path
+from inrjax.init import packaged_init
 from inrjax.plots import Panel
 from inrjax.types import Codec, Image, OnProgress, RDPoint
 
@@ -112,9 +113,12 @@ def _claim(folder: Path, codecs: Sequence[Codec]) -> None:
 
 
 def _fields(codec: Codec) -> dict[str, Any]:
-    """The scalar fields of a codec, by name."""
+    """The fields of a codec by name, an init by its digest."""
     values = {field.name: getattr(codec, field.name) for field in fields(codec)}  # pyright: ignore
-    return {name: v for name, v in values.items() if isinstance(v, bool | int | float | str)}
+    if isinstance(codec, MetaSiren):
+        values["init"] = (codec.init or packaged_init(codec.width)).digest.hex()
+    plain = (bool, int, float, str, type(None))
+    return {name: v if isinstance(v, plain) else repr(v) for name, v in values.items()}
 
 
 def _side_by_side(name: str, image: Image, codec: Codec, folder: Path) -> list[Panel]:

@@ -28,12 +28,14 @@ LAYERS = {
     "inrjax.datasets": 2,
     "inrjax.quantize": 2,
     "inrjax.meta": 2,
-    "inrjax.codecs": 3,
-    "inrjax.results": 3,
-    "inrjax.evaluate": 4,
-    "inrjax.plots": 5,
-    "inrjax.quickstart": 6,
-    "inrjax.cli": 7,
+    "inrjax.init": 2,
+    "inrjax.overfit": 3,
+    "inrjax.codecs": 4,
+    "inrjax.results": 4,
+    "inrjax.evaluate": 5,
+    "inrjax.plots": 6,
+    "inrjax.quickstart": 7,
+    "inrjax.cli": 8,
 }
 FAMILIES = ("inrjax.nets", "inrjax.codecs")  # every file inside has the layer of its package
 ALLOWED_SIDEWAYS = {("inrjax.nets.siren", "inrjax.nets.sine")}  # (net, part it is built from)

@@ -1,0 +1,93 @@
+"""Codecs: image -> bytes -> image. One file for a family; every codec here has a fixed tag."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from inrjax import bitstream
+from inrjax.codecs import classic, inr
+from inrjax.codecs.classic import Jpeg, Jpeg2000, WebP
+from inrjax.codecs.inr import Coin, MetaSiren
+from inrjax.init import Init
+from inrjax.types import BitstreamError, Image
+
+__all__ = [
+    "BY_TAG",
+    "Coin",
+    "Description",
+    "Jpeg",
+    "Jpeg2000",
+    "MetaSiren",
+    "WebP",
+    "classic",
+    "decode_stream",
+    "describe",
+    "inr",
+]
+
+BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
+"""The codec of each tag that an .inr file can name."""
+
+
+class Description(NamedTuple):
+    """What an .inr file says of itself. ``sections``: bytes of each, ``container`` the rest;
+    ``init_digest``: first hex digits of the init it needs, None if it needs none."""
+
+    codec: str
+    version: int
+    height: int
+    width: int
+    num_bytes: int
+    bpp: float
+    init_digest: str | None
+    sections: dict[str, int]
+
+
+def _codec_of(stream: bitstream.Stream) -> type[Any]:
+    if stream.tag not in BY_TAG:
+        raise BitstreamError(
+            f"the file has codec tag {stream.tag}, which this inrjax does not know: update "
+            "inrjax, or the file is damaged"
+        )
+    return BY_TAG[stream.tag]
+
+
+def _codec_for(stream: bitstream.Stream, init: Init | None) -> Coin | MetaSiren:
+    codec = _codec_of(stream)
+    if codec is MetaSiren:
+        return MetaSiren(width=init.net.width, init=init) if init else MetaSiren(inr.WIDTHS[0])
+    return codec()
+
+
+def decode_stream(data: bytes, init: Init | None = None) -> Image:
+    """The uint8 (height, width, 3) image of any .inr stream that this version knows.
+
+    ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises BitstreamError.
+    """
+    return _codec_for(bitstream.peek(data), init).decode([data])[0]
+
+
+def describe(data: bytes, init: Init | None = None) -> Description:
+    """What a stream says of itself, its checksum verified where the init is at hand.
+
+    Raises BitstreamError for a damaged stream, and for one whose init is not known here.
+    """
+    stream = bitstream.peek(data)
+    codec = _codec_of(stream)
+    context = b""
+    if codec is MetaSiren:
+        context = _codec_for(stream, init)._init_of(stream).digest
+    bitstream.unpack(data, context)
+    names = codec.sections
+    if len(stream.sections) != len(names):
+        raise BitstreamError(f"the stream has {len(stream.sections)} sections, not {len(names)}")
+    return Description(
+        codec="coin" if codec is Coin else "meta-siren",
+        version=data[len(bitstream.MAGIC)],
+        height=stream.height,
+        width=stream.width,
+        num_bytes=len(data),
+        bpp=8 * len(data) / (stream.height * stream.width),
+        init_digest=stream.sections[0].hex() if codec is MetaSiren else None,
+        sections=bitstream.section_bytes(stream, names, len(data)),
+    )

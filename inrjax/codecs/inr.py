@@ -1,0 +1,425 @@
+"""Codecs whose file is a network: COIN, and MetaSiren with a learned init and entropy coding.
+
+Encoding imports JAX when it is called; decoding needs numpy and the range coder alone.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from inrjax import bitstream, entropy, images, quantize, trees
+from inrjax.init import Init, find_init, packaged_init, packaged_widths
+from inrjax.nets.siren import Encoding, Siren
+from inrjax.types import BitstreamError, Image, OnProgress, Params
+
+if TYPE_CHECKING:
+    from inrjax.overfit import Optimizer
+
+WIDTHS = packaged_widths()
+"""Widths that MetaSiren has a packaged init for: a rate curve, one file size for each."""
+
+META_SIREN_DEPTH = 4
+META_SIREN_ENCODING = Encoding(num_frequencies=16, ratio=1.4)
+_RETRIES = 2
+_DIGEST_BYTES = 4
+_BAND_PIXELS = 1 << 18
+
+
+def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
+    """The uint8 (height, width, 3) image that a net holds, in bands of rows: bounded memory."""
+    image = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for first in range(0, height, rows):
+        band = slice(first, min(first + rows, height))
+        pixels = net.apply_host(params, images.coordinates(height, width, band))
+        image[band] = images.to_uint8((pixels + 1) / 2).reshape(-1, width, 3)
+    return image
+
+
+# ---------------------------------------------------------------------------- fitting a batch
+
+
+class _Fitting(NamedTuple):
+    """How a codec fits: ``make_plan(optimizer, tiles_per_step, window)`` gives a `fit.Plan`;
+    ``longest_window``: steps that a snapshot is judged by, at most."""
+
+    make_plan: Callable[[Any, int, int], Any]
+    optimizer: Any
+    points_per_step: int
+    longest_window: int
+    seed: int
+
+
+def _fit_all(
+    batch: Sequence[Image], fitting: _Fitting, shared: Any, on_progress: OnProgress | None
+) -> list[Params]:
+    """The best params of each image.
+
+    A fit that diverges is tried again at a quarter of its learning rate. Raises ValueError if an
+    image diverges at every rate.
+    """
+    params: dict[int, Params] = {}
+    waiting = list(range(len(batch)))
+    for _ in range(1 + _RETRIES):
+        results = _fit_once([batch[i] for i in waiting], fitting, shared, on_progress)
+        params |= {i: r.params for i, r in zip(waiting, results, strict=True) if r.finite}
+        waiting = [i for i in waiting if i not in params]
+        if not waiting:
+            return [params[i] for i in range(len(batch))]
+        slower = replace(fitting.optimizer, learning_rate=fitting.optimizer.learning_rate / 4)
+        fitting = fitting._replace(optimizer=slower)
+    raise ValueError(
+        f"the fit of image {waiting[0] + 1} of {len(batch)} diverged {1 + _RETRIES} times, the "
+        f"last at a learning rate of {4 * fitting.optimizer.learning_rate:.1e}: set a lower one"
+    )
+
+
+def _fit_once(
+    batch: Sequence[Image], fitting: _Fitting, shared: Any, on_progress: OnProgress | None
+) -> list[Any]:
+    """One `fit.FitResult` for each image; images of the same plan share a program and a batch."""
+    from inrjax import fit, overfit
+
+    sizes = [image.shape[0] * image.shape[1] for image in batch]
+    # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
+    kinds = [_kind(size, fitting) for size in sizes]
+    results: list[Any] = [None] * len(batch)
+    done = 0
+    for kind in sorted(set(kinds)):
+        members = [i for i, own in enumerate(kinds) if own == kind]
+        tiling, window = kind
+        num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
+        data = [
+            overfit.image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members
+        ]
+        plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step, window)
+        report = _share(on_progress, done, len(members), len(batch))
+        for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
+            results[i] = result
+        done += len(members)
+    return results
+
+
+def _kind(num_pixels: int, fitting: _Fitting) -> tuple[Any, int]:
+    """The tiling of an image, and the steps of a snapshot's window: an epoch, as a power of two
+    so that images of similar sizes share one program."""
+    from inrjax import fit
+
+    tiling = fit.tiling(num_pixels, fitting.points_per_step)
+    epoch = max(1, num_pixels // (tiling.tile * tiling.tiles_per_step))
+    return tiling, min(1 << (epoch.bit_length() - 1), fitting.longest_window)
+
+
+def _share(on_progress: OnProgress | None, done: int, members: int, images: int):
+    """Progress of ``members`` out of ``images``, of which ``done`` are behind, as hundredths."""
+    if on_progress is None:
+        return None
+
+    def report(part: int, whole: int) -> None:
+        on_progress(100 * done + 100 * members * part // whole, 100 * images)
+
+    return report
+
+
+def _check_images(batch: Sequence[Image]) -> None:
+    for image in batch:
+        images.check_image(image)
+        bitstream.check_size(*image.shape[:2])
+
+
+# ---------------------------------------------------------------------------- COIN
+
+
+@dataclass(frozen=True, eq=False)
+class Coin:
+    """COIN (Dupont et al. 2021, arXiv:2103.03123): a SIREN from a random init, weights as float16.
+
+    As published: no entropy coding, Adam at 2e-4, the snapshot of the lowest loss. The published
+    points use 50,000 full-image steps: ``num_steps=50_000, points_per_step=None``. The defaults
+    are a CPU's budget: fewer steps, pixel subsets, Muon.
+
+    Attributes:
+      width, depth: neurons of a layer, and sine layers; depth counts the first.
+      num_steps: steps of the fit. seed: of the init and the pixel order.
+      optimizer: None for Muon at 3e-3.
+      points_per_step: pixels a step sees, None for all.
+    """
+
+    width: int = 30
+    depth: int = 5
+    num_steps: int = 2000
+    seed: int = 0
+    optimizer: Optimizer | None = None
+    points_per_step: int | None = 12_288
+
+    suffix: ClassVar[str] = ".inr"
+    tag: ClassVar[int] = 1
+    sections: ClassVar[tuple[str, ...]] = ("net", "weights")
+
+    def __post_init__(self):
+        if not (1 <= self.width <= 65535 and 1 <= self.depth <= 255 and self.num_steps >= 1):
+            raise ValueError(f"got {self}, expected width 1..65535, depth 1..255, num_steps >= 1")
+
+    @property
+    def name(self) -> str:
+        """``coin``."""
+        return "coin"
+
+    @property
+    def setting(self) -> str:
+        """``width=W depth=D steps=N``."""
+        return f"width={self.width} depth={self.depth} steps={self.num_steps}"
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
+        import jax
+
+        from inrjax import overfit
+
+        _check_images(images)
+        net, steps = Siren(self.width, self.depth), self.num_steps
+        fitting = _Fitting(
+            make_plan=lambda optimizer, tiles, window: overfit.PlainPlan(
+                net, optimizer, steps, tiles, window
+            ),
+            optimizer=self.optimizer or overfit.Muon(DEFAULT_LEARNING_RATE),
+            points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
+            longest_window=max(1, steps // 4),
+            seed=self.seed,
+        )
+        fitted = _fit_all(images, fitting, jax.random.key(self.seed), on_progress)
+        return [self._pack(image, params) for image, params in zip(images, fitted, strict=True)]
+
+    def _pack(self, image: Image, params: Params) -> bytes:
+        weights = trees.ravel(params).astype("<f2")
+        if not np.isfinite(weights).all():
+            raise ValueError("a weight does not fit float16: fit with a lower learning rate")
+        net = np.array([self.width], "<u2").tobytes() + bytes([self.depth])
+        return bitstream.pack(self.tag, *image.shape[:2], [net, weights.tobytes()])
+
+    def decode(self, streams: Sequence[bytes]) -> list[Image]:
+        """The uint8 (height, width, 3) images, of any width and depth; BitstreamError if bad."""
+        return [self._decode_one(stream) for stream in streams]
+
+    def _decode_one(self, data: bytes) -> Image:
+        stream = _unpack(data, type(self))
+        shape, weights = stream.sections
+        if len(shape) != 3 or 0 in (shape[0] | shape[1], shape[2]):
+            raise BitstreamError("the section 'net' is damaged")
+        net = Siren(int.from_bytes(shape[:2], "little"), shape[2])
+        if len(weights) != 2 * net.num_params:
+            raise BitstreamError(
+                f"the section 'weights' has {len(weights)} bytes, expected {2 * net.num_params}"
+            )
+        like = trees.from_leaves({p: np.empty(s) for p, s in trees.leaves(net.shapes())})
+        params = trees.unravel(np.frombuffer(weights, "<f2").astype(np.float32), like)
+        return reconstruct(net, params, stream.height, stream.width)
+
+
+# ---------------------------------------------------------------------------- MetaSiren
+
+DEFAULT_LEARNING_RATE = 3e-3
+"""Muon's; chosen on held-back cid22 images."""
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSiren:
+    """A SIREN fitted from a learned init; its distance from the prior is quantised and coded.
+
+    The net is Strümpler's (positional encoding, 4 sine layers, arXiv:2112.04267). The fit sees
+    distortion and rate together (`overfit.RatePlan`); the file holds, for each tensor, a step
+    size and a Laplace scale in a byte each, and the range-coded symbols. What both sides share is
+    the init file, named by the first bytes of its digest, and by all of it in the checksum.
+
+    Attributes:
+      width: neurons of a layer; one with a packaged init, or that of ``init``.
+      num_steps: steps of the fit. seed: of the pixel order and the noise.
+      slope: the share of rate that a share of mse is worth; see `overfit.RatePlan`.
+      init: a learned init; None for the packaged one of this width.
+      optimizer: None for Muon at 3e-3. points_per_step: pixels a step sees.
+    """
+
+    width: int = 32
+    num_steps: int = 2000
+    seed: int = 0
+    slope: float = 0.3
+    init: Init | None = None
+    optimizer: Optimizer | None = None
+    points_per_step: int = 12_288
+
+    suffix: ClassVar[str] = ".inr"
+    tag: ClassVar[int] = 2
+    sections: ClassVar[tuple[str, ...]] = ("init", "grid", "symbols")
+
+    def __post_init__(self):
+        if self.num_steps < 1 or self.slope < 0 or self.points_per_step < 1:
+            raise ValueError(f"got {self}, expected num_steps >= 1, slope >= 0, points >= 1")
+        if self.init is not None and self.init.net.width != self.width:
+            raise ValueError(
+                f"got width {self.width} with an init of width {self.init.net.width}: "
+                "expected the same"
+            )
+        if self.init is None:
+            packaged_init(self.width)
+
+    @property
+    def name(self) -> str:
+        """``meta-siren``."""
+        return "meta-siren"
+
+    @property
+    def setting(self) -> str:
+        """``width=W steps=N``."""
+        return f"width={self.width} steps={self.num_steps}"
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
+        _check_images(images)
+        init = self.init or packaged_init(self.width)
+        fitted = self._fit(images, init, on_progress)
+        return [_pack(image, learned, init) for image, learned in zip(images, fitted, strict=True)]
+
+    def _fit(
+        self, batch: Sequence[Image], init: Init, on_progress: OnProgress | None
+    ) -> list[Params]:
+        from inrjax import overfit
+
+        steps, slope = self.num_steps, self.slope
+        fitting = _Fitting(
+            make_plan=lambda optimizer, tiles, window: overfit.RatePlan(
+                init.net, optimizer, steps, tiles, window, slope
+            ),
+            optimizer=self.optimizer or overfit.Muon(DEFAULT_LEARNING_RATE),
+            points_per_step=self.points_per_step,
+            longest_window=max(1, steps // 40),
+            seed=self.seed,
+        )
+        return _fit_all(batch, fitting, overfit.rate_shared(init, self.seed), on_progress)
+
+    def decode(self, streams: Sequence[bytes]) -> list[Image]:
+        """The uint8 (height, width, 3) images, of any init at hand; BitstreamError if bad."""
+        return [self._decode_one(stream) for stream in streams]
+
+    def _decode_one(self, data: bytes) -> Image:
+        init = self._init_of(bitstream.peek(data))
+        stream = _unpack(data, type(self), init.digest)
+        params = _decode_params(stream.sections[1], stream.sections[2], init)
+        return reconstruct(init.net, params, stream.height, stream.width)
+
+    def _init_of(self, stream: bitstream.Stream) -> Init:
+        """The init that a stream names: this codec's own, or a packaged one."""
+        _check_sections(stream, type(self))
+        wanted = stream.sections[0]
+        if len(wanted) != _DIGEST_BYTES:
+            raise BitstreamError("the section 'init' is damaged")
+        if self.init is not None and self.init.digest.startswith(wanted):
+            return self.init
+        init = find_init(wanted)
+        if init is None:
+            raise BitstreamError(
+                f"the init {wanted.hex()} is not known here: give the init file it was encoded "
+                "with, or the file is damaged"
+            )
+        return init
+
+
+def _pack(image: Image, learned: Params, init: Init) -> bytes:
+    """The stream of a fit: ``learned`` as `overfit.RatePlan` returns it."""
+    quantized = _quantize(learned, init)
+    base = init.levels()
+    offsets, levels, symbols = [], [], []
+    for path, leaf in trees.leaves(quantized.symbols):
+        symbols.append(np.ravel(leaf).astype(np.int64))
+        offset = best_offset(symbols[-1], base[path].ravel())
+        offsets.append(offset)
+        levels.append(_levels(base[path].ravel(), offset))
+    flat = np.concatenate(symbols)
+    steps = [int(index) for _, index in trees.leaves(quantized.grid)]
+    grid = _symbol_check(flat) + bytes(steps) + bytes(offsets)
+    payload = entropy.encode(flat, entropy.Laplace(np.concatenate(levels)))
+    sections = [init.digest[:_DIGEST_BYTES], grid, payload]
+    return bitstream.pack(MetaSiren.tag, *image.shape[:2], sections, init.digest)
+
+
+def _quantize(learned: Params, init: Init) -> quantize.Quantized:
+    mean = dict(trees.leaves(init.mean()))
+    delta = {p: np.asarray(x, np.float64) - mean[p] for p, x in trees.leaves(learned["net"])}
+    grid = {
+        path: quantize.nearest_index(float(np.exp(np.float64(log_step))))
+        for path, log_step in trees.leaves(learned["log_step"])
+    }
+    return quantize.uniform(trees.from_leaves(delta), trees.from_leaves(grid))
+
+
+def _decode_params(grid: bytes, payload: bytes, init: Init) -> dict[str, Any]:
+    mean, base = init.mean(), init.levels()
+    paths = [path for path, _ in trees.leaves(mean)]
+    if len(grid) != _CHECK_BYTES + 2 * len(paths):
+        raise BitstreamError("the section 'grid' is damaged")
+    steps = grid[_CHECK_BYTES : _CHECK_BYTES + len(paths)]
+    offsets = grid[_CHECK_BYTES + len(paths) :]
+    levels = [_levels(base[p].ravel(), o) for p, o in zip(paths, offsets, strict=True)]
+    flat = entropy.decode(
+        payload, entropy.Laplace(np.concatenate(levels)), sum(map(len, levels))
+    )
+    if _symbol_check(flat) != grid[:_CHECK_BYTES]:
+        raise BitstreamError(
+            "the symbols do not match their check: the file is damaged, or this machine's range "
+            "coder differs from the encoder's"
+        )
+    symbols = trees.unravel(flat, mean)
+    grid_tree = trees.from_leaves(dict(zip(paths, steps, strict=True)))
+    delta = dict(trees.leaves(quantize.dequantize(quantize.Quantized(symbols, grid_tree))))
+    return trees.from_leaves(
+        {path: (leaf + delta[path]).astype(np.float32) for path, leaf in trees.leaves(mean)}
+    )
+
+
+_CHECK_BYTES = 2
+_OFFSET_ZERO = 64  # an offset byte of 64 means the envelope as it stands
+
+
+def _levels(base: np.ndarray, offset: int) -> np.ndarray:
+    """Scale levels: the envelope, in quarter octaves of a param, moved to symbols by the offset."""
+    return np.clip(base + offset - _OFFSET_ZERO + _UNIT_LEVEL, 0, entropy.NUM_LEVELS - 1)
+
+
+_UNIT_LEVEL = 16 + 4 * 9  # the level of scale 1 at a step of 2^-9
+
+
+def best_offset(symbols: np.ndarray, base: np.ndarray) -> int:
+    """The offset byte, 0..255, under which symbols cost least; ties go to the smallest."""
+    lowest, highest = int(base.min()), int(base.max())
+    shift = _OFFSET_ZERO - _UNIT_LEVEL
+    candidates = range(
+        max(0, shift - highest), min(255, shift + entropy.NUM_LEVELS - 1 - lowest) + 1
+    )
+    costs = [entropy.cost(symbols, entropy.Laplace(_levels(base, o))) for o in candidates]
+    return candidates[int(np.argmin(costs))]
+
+
+def _symbol_check(symbols: np.ndarray) -> bytes:
+    """CRC-16 (CCITT) of the symbols as little-endian int32: what a drifting coder would break."""
+    return binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0).to_bytes(_CHECK_BYTES, "little")
+
+
+def _check_sections(stream: bitstream.Stream, codec: type[Coin] | type[MetaSiren]) -> None:
+    if stream.tag != codec.tag:
+        raise BitstreamError(f"the stream has codec tag {stream.tag}, expected {codec.tag}")
+    if len(stream.sections) != len(codec.sections):
+        raise BitstreamError(
+            f"the stream has {len(stream.sections)} sections, expected {len(codec.sections)}"
+        )
+
+
+def _unpack(
+    data: bytes, codec: type[Coin] | type[MetaSiren], context: bytes = b""
+) -> bitstream.Stream:
+    stream = bitstream.unpack(data, context)
+    _check_sections(stream, codec)
+    return stream

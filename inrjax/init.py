@@ -1,0 +1,170 @@
+"""A learned init: what encoder and decoder share, beside the file. Needs numpy alone.
+
+It holds the net's spec, the params that fits start from, and the prior of the fitted params: a
+Laplace distribution around ``keep * params`` whose scales are ``2^(envelope / 4)``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inrjax import trees
+from inrjax.nets.siren import Siren, siren_from_dict, siren_to_dict
+from inrjax.types import Params
+
+FORMAT = "inrjax-init-1"
+_FOLDER = "inits"
+_FILE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class Init:
+    """A meta-learned init and prior.
+
+    Attributes:
+      net: the network.
+      params: float16 tree: where fits start, and the shape of the prior's mean.
+      keep: the same tree of float32 scalars in [0, 1]: the prior's mean is keep * params. A fit
+        keeps most of a bias of its init, and little of a weight.
+      envelope: the same tree of int8 arrays that broadcast to the params: the prior's Laplace
+        scale is 2^(envelope / 4), in the params' own units.
+      rates: float16 tree of (inner_steps, ...) inner learning rates, or None. Encoder only.
+      info: how it was made: command, data and their digest, licence, steps, seed.
+    """
+
+    net: Siren
+    params: Params
+    keep: Mapping[str, Any]
+    envelope: Mapping[str, Any]
+    rates: Mapping[str, Any] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        expected = {path: tuple(shape) for path, shape in trees.leaves(self.net.shapes())}
+        for name in ("params", "keep", "envelope"):
+            tree = dict(trees.leaves(getattr(self, name)))
+            if tree.keys() != expected.keys():
+                raise ValueError(f"the init's {name} do not fit {self.net}")
+        for path, leaf in trees.leaves(self.params):
+            if np.shape(leaf) != expected[path]:
+                raise ValueError(f"the init's {path} is {np.shape(leaf)}, expected {expected[path]}")
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of what a decoder uses: net, params, keep, envelope."""
+        parts = {"params": self.params, "keep": self.keep, "envelope": self.envelope}
+        return trees.digest(parts, json.dumps(siren_to_dict(self.net), sort_keys=True))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that a decoder needs beside the file: params, keep and envelope as stored."""
+        parts = (self.params, self.keep, self.envelope)
+        return sum(np.asarray(leaf).nbytes for part in parts for _, leaf in trees.leaves(part))
+
+    def mean(self) -> dict[str, Any]:
+        """The prior's mean, keep * params, float32: one product, the same on every machine."""
+        keep = dict(trees.leaves(self.keep))
+        return trees.from_leaves(
+            {
+                path: np.float32(keep[path]) * np.asarray(leaf, np.float32)
+                for path, leaf in trees.leaves(self.params)
+            }
+        )
+
+    def levels(self) -> dict[str, np.ndarray]:
+        """``envelope`` at full shape, path -> int64: what a level of scale is counted from."""
+        shapes = dict(trees.leaves(self.net.shapes()))
+        return {
+            path: np.broadcast_to(np.asarray(leaf, np.int64), shapes[path])
+            for path, leaf in trees.leaves(self.envelope)
+        }
+
+
+def flat_init(net: Siren, params: Params) -> Init:
+    """An init whose prior knows nothing: mean 0, one scale of 2^-7 for every param."""
+    leaves = list(trees.leaves(params))
+    return Init(
+        net=net,
+        params=trees.from_leaves({p: np.asarray(x, np.float16) for p, x in leaves}),
+        keep=trees.from_leaves({p: np.float32(0) for p, _ in leaves}),
+        envelope=trees.from_leaves({p: np.full((1,) * np.ndim(x), -28, np.int8) for p, x in leaves}),
+    )
+
+
+def save_init(path: Path, init: Init) -> None:
+    """Write an init as npz, whole or not at all; `load_init` reads it back exactly."""
+    parts = {"params": init.params, "keep": init.keep, "envelope": init.envelope}
+    arrays = dict(trees.leaves(parts | ({"rates": init.rates} if init.rates else {})))
+    header = {"format": FORMAT, "net": siren_to_dict(init.net), "info": dict(init.info)}
+    header["digest"] = init.digest.hex()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
+    trees.write_atomic(Path(path), buffer.getvalue())
+
+
+def load_init(path: Path) -> Init:
+    """Read an init, its digest verified.
+
+    Raises:
+      ValueError: the file is missing, damaged, not an init, or of another format; it says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: name an init that `inrjax meta-train` wrote")
+    if path.stat().st_size > _FILE_BYTES:
+        raise ValueError(f"{path} is no init: it is larger than {_FILE_BYTES} bytes")
+    return _parse(path.read_bytes(), str(path))
+
+
+def _parse(data: bytes, name: str) -> Init:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            tree = trees.from_leaves({k: arrays[k] for k in arrays.files if k != "header"})
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
+        net = siren_from_dict(header["net"])
+        init = Init(
+            net, tree["params"], tree["keep"], tree["envelope"], tree.get("rates"), header["info"]
+        )
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name} is damaged or no init of inrjax: {error}") from None
+    if init.digest.hex() != header.get("digest"):
+        raise ValueError(f"{name} is damaged: its content does not match its digest")
+    return init
+
+
+def packaged_widths() -> tuple[int, ...]:
+    """The widths that have a packaged init, rising."""
+    names = (entry.name for entry in resources.files("inrjax").joinpath(_FOLDER).iterdir())
+    return tuple(sorted(int(n[len("siren_w") : -4]) for n in names if n.endswith(".npz")))
+
+
+@lru_cache(maxsize=32)
+def packaged_init(width: int) -> Init:
+    """The packaged init of a width; ValueError names the widths there are."""
+    entry = resources.files("inrjax").joinpath(_FOLDER, f"siren_w{width:03d}.npz")
+    if not entry.is_file():
+        raise ValueError(
+            f"got width {width}, expected one that has a packaged init "
+            f"({', '.join(map(str, packaged_widths()))}), or an init file of your own"
+        )
+    return _parse(entry.read_bytes(), entry.name)
+
+
+def find_init(digest_start: bytes) -> Init | None:
+    """The packaged init whose digest begins so, or None."""
+    for width in packaged_widths():
+        if packaged_init(width).digest.startswith(digest_start):
+            return packaged_init(width)
+    return None

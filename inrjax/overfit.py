@@ -1,0 +1,254 @@
+"""Overfitting a SIREN to one image: the plans that `fit.fit_batch` runs for the codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inrjax import entropy, fit, meta, quantize, trees
+from inrjax.fit import FitState, Points, Tiling
+from inrjax.images import coordinates
+from inrjax.init import Init
+from inrjax.nets.siren import Siren
+from inrjax.types import Image, Params
+
+
+class Optimizer(Protocol):
+    """A hashable choice of an optax optimiser, built for a number of steps."""
+
+    learning_rate: float
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser with its schedule."""
+        ...
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon (Jordan et al. 2024) for weight matrices and Adam for the rest, both on a cosine decay
+    to 0. optax gives every leaf that is not 2-D to Adam, so it must not see stacked params."""
+
+    learning_rate: float
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a fit of this many steps."""
+        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        return optax.contrib.muon(rate, adam_learning_rate=rate)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015) at a constant rate, as COIN uses it."""
+
+    learning_rate: float
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser; the number of steps does not matter to it."""
+        return optax.adam(self.learning_rate)
+
+
+def image_points(image: Image, tiling: Tiling, num_tiles: int, seed: int) -> Points:
+    """The pixels of a uint8 (height, width, 3) image in [-1, 1], at their coordinates, shuffled."""
+    height, width = image.shape[:2]
+    pixels = image.reshape(-1, 3).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return fit.make_points(coordinates(height, width), pixels, tiling.tile, num_tiles, seed)
+
+
+def _image_mse(net: Siren, params: Params, points: Points, tiles: jax.Array) -> jax.Array:
+    """Mean squared error on the [0, 1] scale: pixels are in [-1, 1], whence the 4."""
+    return fit.tiled_mse(net.apply_columns, params, points, tiles) / 4
+
+
+@dataclass(frozen=True)
+class PlainPlan:
+    """Distortion alone, from a random init: COIN (Dupont et al. 2021, arXiv:2103.03123).
+
+    ``shared`` is a random key. The datum is `Points`. With all tiles in every step this is COIN's
+    full-image gradient and its rule for the best snapshot; with fewer, an epoch's mean decides.
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+
+    def start(self, shared: jax.Array, datum: Points) -> FitState:
+        """The state before the first step."""
+        key_init, _, _ = jax.random.split(shared, 3)
+        return fit.start(self.net.init(key_init), self.optimizer.build(self.num_steps))
+
+    def advance(
+        self, shared: jax.Array, datum: Points, state: FitState, num_steps: int
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        _, key_tiles, key_steps = jax.random.split(shared, 3)
+
+        def loss_fn(params, step, key):
+            tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
+            return _image_mse(self.net, params, datum, tiles)
+
+        optimizer = self.optimizer.build(self.num_steps)
+        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
+class RateShared(NamedTuple):
+    """What every image of a rate-aware batch sees.
+
+    ``params``: where fits start; ``rates``: of the inner steps that come first, None for none;
+    ``mean`` and ``scales``: centre and Laplace scale of the prior of each param, in its own
+    units, ``scales`` broadcasting; ``key``: random.
+    """
+
+    params: Any
+    rates: Any
+    mean: Any
+    scales: Any
+    key: jax.Array
+
+
+def rate_shared(init: Init, seed: int) -> RateShared:
+    """What `RatePlan` needs of an init, and a key."""
+
+    def as_float32(tree):
+        return _by_path(lambda _, leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+    return RateShared(
+        params=as_float32(init.params),
+        rates=as_float32(init.rates) if init.rates else None,
+        mean=as_float32(init.mean()),
+        scales=_by_path(lambda _, leaf: jnp.exp2(jnp.asarray(leaf) / 4), init.envelope),
+        key=jax.random.key(seed),
+    )
+
+
+GRID_LEARNING_RATE = 0.03
+"""Adam's rate on the logarithms of step sizes and scales, decaying to a tenth by cosine."""
+
+INITIAL_STEP = 2.0**-9
+"""Step size that every tensor starts from; the fit learns its own."""
+
+
+@dataclass(frozen=True)
+class RatePlan:
+    """Distortion and rate together, through a stand-in for quantisation.
+
+    The loss is log(mse) + slope * log(bits), mse on [0, 1] under the noisy or rounded params. Its
+    gradient is that of mse + lmbda * bpp with lmbda = slope * mse / bpp: one ``slope`` (the share
+    of rate that a share of distortion is worth) then suits easy and hard images alike, where one
+    lmbda does not. Rounding is replaced by additive noise (Ballé et al. 2017), and in the last
+    steps by straight-through rounding to the very grid that is coded. Step sizes and Laplace
+    scales are learned, one for each tensor. Snapshots count in the rounded part only.
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+    slope: float
+    rounded_share: float = 0.05
+
+    @property
+    def noisy_steps(self) -> int:
+        """Steps with noise; the others round."""
+        return self.num_steps - max(1, round(self.rounded_share * self.num_steps))
+
+    def start(self, shared: RateShared, datum: Points) -> FitState:
+        """The state before the first step, after the inner steps if there are rates."""
+        params = shared.params
+        if shared.rates is not None:
+            params = meta.adapt(self._inner_loss, self._meta(shared), self._inner(shared, datum), True)
+        steps = _by_path(lambda _, leaf: jnp.asarray(np.log(INITIAL_STEP), jnp.float32), params)
+        offsets = jax.tree.map(jnp.zeros_like, steps)
+        learned = {"net": params, "log_step": steps, "log_scale": offsets}
+        return fit.start(learned, self._optimizer())
+
+    def advance(
+        self, shared: RateShared, datum: Points, state: FitState, num_steps: int
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        key_tiles, key_steps = jax.random.split(shared.key)
+
+        def loss_fn(learned, step, key):
+            tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
+            rounded = step >= self.noisy_steps
+            symbols, steps = _soft_symbols(learned, shared.mean, rounded, key)
+            params = jax.tree.map(lambda m, s, d: m + d * s, shared.mean, symbols, steps)
+            mse = _image_mse(self.net, params, datum, tiles)
+            bits = _total_bits(symbols, steps, shared.scales, learned["log_scale"])
+            return jnp.log(mse + MSE_FLOOR) + self.slope * jnp.log(bits)
+
+        return fit.advance(
+            loss_fn, state, self._optimizer(), num_steps, self.window, key_steps, self.noisy_steps
+        )
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        grid = optax.adam(optax.cosine_decay_schedule(GRID_LEARNING_RATE, self.num_steps, 0.1))
+        labels = {"net": "net", "log_step": "grid", "log_scale": "grid"}
+        return optax.partition({"net": self.optimizer.build(self.num_steps), "grid": grid}, labels)
+
+    def _meta(self, shared: RateShared) -> meta.MetaParams:
+        return meta.MetaParams(shared.params, shared.rates)
+
+    def _inner(self, shared: RateShared, datum: Points) -> Points:
+        """One slice of tiles for each inner step: (inner_steps,) of tile indices, as Points."""
+        inner_steps = jax.tree.leaves(shared.rates)[0].shape[0]
+        tiles = jnp.arange(inner_steps) % datum.num_tiles
+        return Points(
+            datum.coords[tiles], datum.pixels[tiles], datum.weights[tiles], jnp.ones(inner_steps)
+        )
+
+    def _inner_loss(self, params: Params, tile: Points) -> jax.Array:
+        return point_mse(self.net, params, tile.coords, tile.pixels, tile.weights)
+
+
+MSE_FLOOR = 1e-8
+"""Keeps the logarithm finite on an image that a net fits exactly (80 dB)."""
+
+
+def point_mse(net: Siren, params: Params, coords: jax.Array, pixels: jax.Array, weights: jax.Array):
+    """Mean squared error on [0, 1] over one tile: coords (in_dim, n), pixels (out_dim, n), weights
+    (n,). Twice differentiable, for meta-learning."""
+    error = jnp.mean((net.apply_columns(params, coords) - pixels) ** 2, axis=0)
+    return jnp.sum(weights * error) / jnp.sum(weights) / 4
+
+
+def _by_path(function, tree: Mapping[str, Any]) -> dict[str, Any]:
+    return trees.from_leaves({path: function(path, leaf) for path, leaf in trees.leaves(tree)})
+
+
+def _soft_symbols(learned: Any, mean: Any, rounded: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+    """Real symbols with noise, or rounded ones on the coded grid, and the step of each tensor."""
+    steps = jax.tree.map(jnp.exp, learned["log_step"])
+    # The file holds steps of a ladder; the rounded part must see those.
+    ladder = jax.tree.map(
+        lambda s: s + jax.lax.stop_gradient(2.0 ** (jnp.round(8 * jnp.log2(s)) / 8) - s), steps
+    )
+    steps = jax.tree.map(lambda a, b: jnp.where(rounded, a, b), ladder, steps)
+    real = jax.tree.map(lambda p, m, s: (p - m) / s, learned["net"], mean, steps)
+    paths = [path for path, _ in trees.leaves(real)]
+    keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
+    symbols = jax.lax.cond(
+        rounded,
+        lambda real: jax.tree.map(quantize.straight_through, real),
+        lambda real: _by_path(lambda path, leaf: quantize.add_noise(leaf, keys[path]), real),
+        real,
+    )
+    return symbols, steps
+
+
+def _total_bits(symbols: Any, steps: Any, scales: Any, log_scale: Any) -> jax.Array:
+    per_tensor = jax.tree.map(
+        lambda k, step, scale, offset: jnp.sum(
+            entropy.bits(k, jnp.maximum(scale / step * jnp.exp(offset), entropy.scale(0)))
+        ),
+        symbols, steps, scales, log_scale,
+    )  # fmt: skip
+    return jnp.sum(jnp.stack(jax.tree.leaves(per_tensor)))

@@ -1,0 +1,521 @@
+"""The command line: what it writes, and what it says to every bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
+import pytest
+from conftest import photograph
+
+import inrjax
+from inrjax import cli, codecs, images, trees
+from inrjax.results import read_rows
+
+WIDTH = codecs.inr.WIDTHS[0]
+FAST = ("--width", str(WIDTH), "--steps", "2")
+SHAPE = (8, 7)  # of all pictures here, so that they share two compiled programs: one or two at once
+VERBS = tuple(cli.COMMANDS)
+
+
+class Result(NamedTuple):
+    code: int
+    out: list[str]
+    err: list[str]
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Result(code, out.splitlines(), err.splitlines())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def stream() -> bytes:
+    """An .inr file of a picture."""
+    return codecs.MetaSiren(width=WIDTH, num_steps=2).encode([photograph(*SHAPE)])[0]
+
+
+def save(name: str, seed: int = 0) -> Path:
+    images.write_image(name, photograph(*SHAPE, seed))
+    return Path(name)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file and folder below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def check_refused(result: Result, code: int, *words: str) -> None:
+    """One sentence on stderr with the words in it, nothing on stdout."""
+    assert result.code == code
+    assert result.out == []
+    [line] = result.err
+    assert line.startswith("inrjax: error: ")
+    assert all(word in line for word in words), line
+
+
+# ------------------------------------------------------------------------------ the main job
+
+
+def test_a_picture_becomes_a_file_and_comes_back(run: Run) -> None:
+    save("photo.png")
+    result = run("encode", "photo.png", "-o", "photo.inr", *FAST)
+    size = Path("photo.inr").stat().st_size
+    assert (result.code, result.err) == (0, [])
+    assert f"photo.png -> photo.inr: {size} bytes, {8 * size / 56:.3f} bpp" in result.out[0]
+    assert run("decode", "photo.inr", "-o", "back.png").code == 0
+    assert images.read_image("back.png").image.shape == (*SHAPE, 3)
+
+
+def test_many_pictures_go_to_a_folder_and_come_back(run: Run) -> None:
+    save("a.png"), save("b.png", seed=1)
+    assert run("encode", "a.png", "b.png", "-o", "new/out", *FAST).code == 0
+    assert sorted(contents(Path("new"))) == ["out", "out/a.inr", "out/b.inr"]
+    assert run("decode", "new/out/a.inr", "new/out/b.inr", "-o", "back/").code == 0
+    assert sorted(contents(Path("back"))) == ["a.png", "b.png"]
+
+
+def test_a_trailing_slash_means_a_folder(run: Run, stream: bytes) -> None:
+    Path("a.inr").write_bytes(stream)
+    assert run("decode", "a.inr", "-o", "x.png/").code == 0
+    assert Path("x.png/a.png").is_file()
+
+
+def test_the_same_command_gives_the_same_file_and_another_seed_does_not(run: Run) -> None:
+    save("a.png")
+    for name, seed in {"x.inr": 0, "y.inr": 0, "z.inr": 1}.items():
+        assert run("encode", "a.png", "-o", name, *FAST, "--seed", seed).code == 0
+    files = [Path(name).read_bytes() for name in ("x.inr", "y.inr", "z.inr")]
+    assert files[0] == files[1] != files[2]
+
+
+def test_coin_is_encoded_and_decoded(run: Run) -> None:
+    save("a.png")
+    options = ("--codec", "coin", "--width", "4", "--steps", "2")
+    assert run("encode", "a.png", "-o", "a.inr", *options).code == 0
+    assert run("info", "a.inr").out[0].split() == ["codec", "coin"]
+    assert run("decode", "a.inr", "-o", "back.png").code == 0
+
+
+def test_info_says_what_is_in_a_file(run: Run, stream: bytes) -> None:
+    Path("a.inr").write_bytes(stream)
+    told = json.loads("\n".join(run("info", "a.inr", "--json").out))
+    assert (told["codec"], told["height"], told["width"]) == ("meta-siren", *SHAPE)
+    assert told["num_bytes"] == len(stream) == sum(told["sections"].values())
+    assert told["bpp"] == pytest.approx(8 * len(stream) / 56)
+    plain = dict(line.split(maxsplit=1) for line in run("info", "a.inr").out)
+    assert plain["codec"] == "meta-siren"
+    assert told["init_digest"] in "".join(run("info", "a.inr").out)
+
+
+# ------------------------------------------------------------------------------ pictures
+
+
+def _damaged(name: str) -> None:
+    save("whole.png")
+    data = Path("whole.png").read_bytes()
+    Path(name).write_bytes(data[: len(data) // 2])
+
+
+def _pillow(mode: str, **options: object) -> Callable[[str], None]:
+    picture = PIL.Image.fromarray(photograph(8, 6)).convert(mode)
+    return lambda name: picture.save(name, **options)
+
+
+REFUSED_PICTURES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "missing": ("no.png", lambda name: None),
+    "a pattern that matched nothing": ("photos/*.png", lambda name: None),
+    "empty": ("empty.png", lambda name: Path(name).touch()),
+    "truncated": ("cut.png", _damaged),
+    "not an image": ("text.png", lambda name: Path(name).write_text("a poem\n" * 40)),
+    "a folder": ("folder", lambda name: Path(name).mkdir()),
+    "16 bits": ("deep.png", lambda name: PIL.Image.new("I;16", (8, 6)).save(name)),
+    "CMYK": ("print.jpg", _pillow("CMYK")),
+    "transparent": ("clear.png", lambda name: PIL.Image.new("RGBA", (8, 6)).save(name)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PICTURES)
+def test_a_picture_is_refused(run: Run, here: Path, case: str) -> None:
+    name, make = REFUSED_PICTURES[case]
+    make(name)
+    before = contents(here)
+    check_refused(run("encode", name, "-o", "out/", *FAST), 1, name)
+    check_refused(run("encode", name, "-o", "out.inr", *FAST), 1, name)
+    assert contents(here) == before
+
+
+def test_one_bad_picture_does_not_lose_the_others(run: Run) -> None:
+    save("a.png"), save("b.png", seed=1), Path("bad.png").write_bytes(b"\x89PNG\r\n")
+    result = run("encode", "a.png", "bad.png", "none.png", "b.png", "-o", "out", *FAST)
+    assert result.code == 1
+    assert len(result.out) == 2
+    assert [line.split()[2] for line in result.err] == ["bad.png", "none.png"]
+    assert sorted(contents(Path("out"))) == ["a.inr", "b.inr"]
+
+
+def test_a_picture_that_cannot_be_encoded_does_not_lose_its_batch(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = codecs.MetaSiren.encode
+
+    def refuse_tall(self, pictures, on_progress=None):
+        if any(picture.shape[0] == 9 for picture in pictures):
+            raise ValueError("got 9 rows")
+        return encode(self, pictures, on_progress)
+
+    monkeypatch.setattr(codecs.MetaSiren, "encode", refuse_tall)
+    save("a.png"), save("c.png", seed=1), images.write_image("b.png", photograph(9, 7))
+    result = run("encode", "a.png", "b.png", "c.png", "-o", "out", *FAST)
+    assert result.code == 1
+    assert result.err == ["inrjax: error: b.png: got 9 rows"]
+    assert sorted(contents(Path("out"))) == ["a.inr", "c.inr"]
+
+
+def test_odd_pictures_are_converted_and_it_is_said(run: Run) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the orientation: to be turned by 90 degrees
+    made = {
+        "grey.png": (_pillow("L"), (8, 6), "grey"),
+        "palette.png": (_pillow("P"), (8, 6), "palette"),
+        "opaque.png": (_pillow("RGBA"), (8, 6), "alpha"),
+        "turned.jpg": (_pillow("RGB", exif=exif), (6, 8), "orientation"),
+    }
+    plain = {"pixel.png": (1, 1), "line.png": (1, 9), "column.png": (9, 1)}
+    for name, (make, _, _) in made.items():
+        make(name)
+    for name, shape in plain.items():
+        images.write_image(name, photograph(*shape))
+    result = run("encode", *made, *plain, "-o", "out", *FAST)
+    assert result.code == 0
+    assert len(result.err) == len(made)
+    for line, (name, (_, _, word)) in zip(result.err, made.items(), strict=True):
+        assert line.startswith(f"inrjax: {name}: ") and word in line
+    for name, shape in {**{n: s for n, (_, s, _) in made.items()}, **plain}.items():
+        told = json.loads("".join(run("info", f"out/{Path(name).stem}.inr", "--json").out))
+        assert (told["height"], told["width"]) == shape
+
+
+# ------------------------------------------------------------------------------ streams
+
+
+def _flipped(position: int) -> Callable[[bytes], bytes]:
+    def flip(stream: bytes) -> bytes:
+        damaged = bytearray(stream)
+        damaged[position] ^= 0x10
+        return bytes(damaged)
+
+    return flip
+
+
+REFUSED_STREAMS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda stream: b"",
+    "not an .inr file": lambda stream: b"\x89PNG\r\n\x1a\n" + bytes(60),
+    "another version": lambda stream: stream[:3] + bytes([200]) + stream[4:],
+    "another codec": lambda stream: stream[:4] + bytes([250]) + stream[5:],
+    "cut in the header": lambda stream: stream[:7],
+    "cut by half": lambda stream: stream[: len(stream) // 2],
+    "cut by a byte": lambda stream: stream[:-1],
+    "a byte too long": lambda stream: stream + b"\0",
+    "flipped in the size": _flipped(5),
+    "flipped in the middle": _flipped(60),
+    "flipped at the end": _flipped(-1),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_STREAMS)
+def test_a_stream_is_refused(run: Run, here: Path, stream: bytes, case: str) -> None:
+    Path("bad.inr").write_bytes(REFUSED_STREAMS[case](stream))
+    before = contents(here)
+    check_refused(run("decode", "bad.inr", "-o", "bad.png"), 1, "bad.inr: ")
+    check_refused(run("decode", "bad.inr", "-o", "out/"), 1, "bad.inr: ")
+    check_refused(run("info", "bad.inr"), 1, "bad.inr: ")
+    assert contents(here) == before
+
+
+def test_a_missing_stream_and_a_folder_are_refused(run: Run, here: Path) -> None:
+    for name in ("none.inr", "."):
+        check_refused(run("decode", name, "-o", "a.png"), 1, name)
+        check_refused(run("info", name), 1, name)
+    assert contents(here) == {}
+
+
+def test_one_bad_stream_does_not_lose_the_others(run: Run, stream: bytes) -> None:
+    for name, data in {"a": stream, "b": stream[:-5], "c": stream}.items():
+        Path(f"{name}.inr").write_bytes(data)
+    result = run("decode", "a.inr", "b.inr", "c.inr", "-o", "out")
+    assert result.code == 1
+    assert len(result.err) == 1 and "b.inr" in result.err[0]
+    assert sorted(contents(Path("out"))) == ["a.png", "c.png"]
+
+
+# ------------------------------------------------------------------------------ outputs
+
+
+def test_outputs_that_cannot_be_meant_are_refused(run: Run, here: Path, stream: bytes) -> None:
+    save("a.png"), save("b.png"), Path("a.inr").write_bytes(stream)
+    before = contents(here)
+    check_refused(run("encode", "a.png", "b.png", "-o", "x.inr", *FAST), 2, "x.inr", "folder")
+    check_refused(run("encode", "a.png", "-o", "x.png", *FAST), 2, "x.png", ".inr")
+    check_refused(run("decode", "a.inr", "-o", "x.jpg"), 2, "x.jpg", ".png")
+    check_refused(run("encode", "-o", "out", *FAST), 2, "no file")
+    assert contents(here) == before
+
+
+def test_two_pictures_that_would_become_one_file_are_refused(run: Run, here: Path) -> None:
+    save("a.png")
+    PIL.Image.open("a.png").save("a.jpg")
+    before = contents(here)
+    check_refused(run("encode", "a.png", "a.jpg", "-o", "out", *FAST), 1, "a.png", "a.jpg")
+    assert contents(here) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    run: Run, here: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("a.png"), Path("a.inr").write_bytes(stream)
+    before = contents(here)
+    for output in ("a.png/", "a.png/x", "a.png/x.inr"):
+        check_refused(run("encode", "a.png", "-o", output, *FAST), 1, "a.png is a file")
+    # A superuser may write anywhere, so the answer of the system is put in its mouth.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(codecs.MetaSiren, "encode", lambda *_: pytest.fail("it was fitted"))
+    check_refused(run("encode", "a.png", "-o", "b.inr", *FAST), 1, "cannot be written")
+    check_refused(run("decode", "a.inr", "-o", "b.png"), 1, "cannot be written")
+    assert contents(here) == before
+
+
+def test_a_full_disk_leaves_no_half_file(
+    run: Run, here: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, mode: str) -> None:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save("a.png"), Path("a.inr").write_bytes(stream)
+    before = contents(here)
+    monkeypatch.setattr(trees.os, "fdopen", full)
+    check_refused(run("encode", "a.png", "-o", "b.inr", *FAST), 1, "b.inr", "No space")
+    check_refused(run("decode", "a.inr", "-o", "b.png"), 1, "b.png", "No space")
+    assert contents(here) == before
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked(run: Run, stream: bytes) -> None:
+    save("a.png"), Path("a.inr").write_bytes(stream)
+    original = Path("a.png").read_bytes()
+    check_refused(run("decode", "a.inr", "-o", "."), 1, "a.png", "--overwrite")
+    check_refused(run("encode", "a.png", "-o", "a.inr", *FAST), 1, "a.inr", "--overwrite")
+    assert (Path("a.png").read_bytes(), Path("a.inr").read_bytes()) == (original, stream)
+    assert run("decode", "a.inr", "-o", ".", "--overwrite").code == 0
+    assert Path("a.png").read_bytes() != original
+
+
+# ------------------------------------------------------------------------------ options
+
+WRONG_OPTIONS: dict[str, tuple[str, str]] = {
+    "no command": ("", "encode"),
+    "an unknown command": ("compress a.png", "compress"),
+    "an unknown option first": ("--fast encode", "--fast"),
+    "an unknown option": ("encode a.png -o b.inr --fast", "--fast"),
+    "no output": ("encode a.png", "-o"),
+    "an option without its value": ("encode a.png -o b.inr --width", "--width"),
+    "a width that is no number": ("encode a.png -o b.inr --width wide", "wide"),
+    "no steps": ("encode a.png -o b.inr --steps 0", "--steps"),
+    "a negative seed": ("encode a.png -o b.inr --seed -1", "--seed"),
+    "a fraction": ("encode a.png -o b.inr --steps 1.5", "1.5"),
+    "an unknown codec": ("encode a.png -o b.inr --codec jpeg", "jpeg"),
+    "a width without an init": ("encode a.png -o b.inr --width 7", "7"),
+    "two files": ("info a.inr b.inr", "b.inr"),
+    "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
+    "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONS)
+def test_a_wrong_option_is_refused(run: Run, here: Path, case: str) -> None:
+    save("a.png")
+    before = contents(here)
+    line, word = WRONG_OPTIONS[case]
+    check_refused(run(*line.split()), 2, word)
+    assert contents(here) == before
+
+
+def test_the_overview_shows_every_command(run: Run) -> None:
+    for option in ("--help", "-h"):
+        result = run(option)
+        assert (result.code, result.err) == (0, [])
+        assert all(any(f"• {verb} " in line for line in result.out) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_help_with_an_example(run: Run, verb: str) -> None:
+    result = run(verb, "--help")
+    assert (result.code, result.err) == (0, [])
+    assert any(line.strip().startswith(f"inrjax {verb} ") for line in result.out[2:])
+    assert max(map(len, result.out)) <= 110
+
+
+# ------------------------------------------------------------------------------ stopping, pipes
+
+
+def test_ctrl_c_keeps_what_was_written_and_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("a.png"), save("b.png", seed=1)
+    encode, calls = codecs.MetaSiren.encode, iter([None])
+
+    def stop_at_the_second(self, pictures, on_progress=None):
+        if next(calls, "stop") == "stop":
+            raise KeyboardInterrupt
+        return encode(self, pictures, on_progress)
+
+    monkeypatch.setattr(codecs.MetaSiren, "encode", stop_at_the_second)
+    monkeypatch.setattr(cli, "BATCH_IMAGES", 1)
+    result = run("encode", "a.png", "b.png", "-o", "out", *FAST)
+    assert result.code == 130
+    assert result.err == ["inrjax: stopped: 1 of 2 files were written and are kept"]
+    assert sorted(contents(Path("out"))) == ["a.inr"]
+
+
+def test_batches_are_bounded_in_pixels(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    encode = codecs.MetaSiren.encode
+
+    def note_size(self, pictures, on_progress=None):
+        sizes.append(len(pictures))
+        return encode(self, pictures, on_progress)
+
+    monkeypatch.setattr(codecs.MetaSiren, "encode", note_size)
+    monkeypatch.setattr(cli, "BATCH_PIXELS", 2 * 8 * 7)
+    names = [str(save(f"{i}.png", i)) for i in range(5)]
+    assert run("encode", *names, "-o", "out", *FAST).code == 0
+    assert sizes == [2, 2, 1]
+
+
+@pytest.fixture
+def program() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command line in another process, as a shell does."""
+    root = str(Path(inrjax.__file__).parents[1])
+
+    def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(  # type: ignore[call-overload]
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": root},
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    yield start
+
+
+def test_a_closed_pipe_is_no_traceback(program, stream: bytes) -> None:
+    Path("a.inr").write_bytes(stream)
+    for arguments in (["info", "a.inr"], ["--help"], ["encode", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = program("-m", "inrjax.cli", *arguments, stdout=writer)
+        os.close(writer)
+        assert process.communicate()[1] == ""
+        assert process.returncode == 141
+
+
+def test_decoding_starts_fast(program, stream: bytes) -> None:
+    Path("a.inr").write_bytes(stream)
+    check = """
+import sys
+from inrjax.cli import main
+codes = [main(["decode", "a.inr", "-o", "a.png"]), main(["info", "a.inr"])]
+slow = {"jax", "flax", "optax", "matplotlib", "scipy", "skimage"} & set(sys.modules)
+sys.exit(f"{codes} {slow}" if any(codes) or slow else 0)
+"""
+    process = program("-c", check, stdout=subprocess.DEVNULL)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
+
+
+# ------------------------------------------------------------------------------ evaluate
+
+
+def test_evaluate_leaves_rows_means_and_a_figure(run: Run) -> None:
+    Path("photos").mkdir()
+    save("photos/a.png"), save("photos/b.png", seed=1)
+    command = ("evaluate", "--images", "photos", "--codecs", "jpeg,jpeg-optimized", "-o", "run")
+    result = run(*command)
+    assert (result.code, result.err) == (0, [])
+    names = {"rows.csv", "config.json", "provenance.json", "rd.png", "rd.pdf", "streams"}
+    assert names <= set(os.listdir("run"))
+    settings = len(codecs.classic.JPEG_QUALITIES)
+    assert len(read_rows(Path("run/rows.csv"))) == 2 * 2 * settings
+    assert sum(line.startswith("jpeg") for line in result.out) == 2 * settings
+    assert any("BD-rate of jpeg against jpeg-optimized: +" in line for line in result.out)
+    rows = Path("run/rows.csv").read_bytes()
+    assert run(*command).out == result.out
+    assert Path("run/rows.csv").read_bytes() == rows
+
+
+def test_evaluate_reports_bad_pictures_and_measures_the_others(run: Run) -> None:
+    Path("photos").mkdir()
+    save("photos/a.png"), Path("photos/bad.png").write_text("?")
+    result = run("evaluate", "--images", "photos", "--codecs", "webp", "-o", "run")
+    assert result.code == 1
+    assert len(result.err) == 1 and "bad.png" in result.err[0]
+    assert {row.image for row in read_rows(Path("run/rows.csv"))} == {"a"}
+
+
+@pytest.mark.parametrize("folder", ["none", "empty", "bad"])
+def test_evaluate_without_a_picture_writes_nothing(run: Run, here: Path, folder: str) -> None:
+    Path("empty").mkdir(), Path("bad").mkdir()
+    Path("bad/bad.png").write_text("?")
+    before = contents(here)
+    check_refused(run("evaluate", "--images", folder, "-o", "run"), 1, folder)
+    assert contents(here) == before
+
+
+def test_evaluate_refuses_two_pictures_of_one_name(run: Run, here: Path) -> None:
+    Path("photos").mkdir()
+    PIL.Image.open(save("photos/a.png")).save("photos/a.jpg")
+    result = run("evaluate", "--images", "photos", "--codecs", "webp", "-o", "run")
+    check_refused(result, 1, "a.png", "a.jpg")
+    assert not Path("run").exists()
+
+
+def test_evaluate_refuses_the_folder_of_other_options(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("photos").mkdir()
+    save("photos/a.png")
+    monkeypatch.setattr(codecs.inr, "WIDTHS", (WIDTH,))
+    command = ("evaluate", "--images", "photos", "--codecs", "meta-siren", "--steps", "2")
+    assert run(*command, "-o", "run").code == 0
+    before = contents(Path("run"))
+    check_refused(run(*command, "--seed", "1", "-o", "run"), 1, "run", f"width={WIDTH}")
+    assert contents(Path("run")) == before
