@@ -18,7 +18,9 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import codecs, images, trees
-from inrjax.init import load_init, packaged_init
+from inrjax.init import load_init, packaged_init, save_init
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
@@ -193,6 +195,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class MetaTrain:
+    """Learn the network that meta-siren starts from, on photographs of yours.
+
+    Encoder and decoder both need the file: give it to them as --init.
+
+    Examples:
+      inrjax meta-train --data photos/ --width 32 -o init.npz
+      inrjax meta-train --data photos/ --width 32 -o init.npz --resume
+    """
+
+    data: Annotated[Path, arg(metavar="DIR")]
+    """A folder of pictures: some hundred photographs, each 200 pixels wide or more."""
+    output: Annotated[Path, arg(aliases=("-o",), metavar="NPZ")]
+    """The file to write, ending in .npz. Checkpoints go beside it until it is done."""
+    width: Annotated[int, _WIDTH] = 32
+    """Width of the network's layers."""
+    steps: Annotated[int, _STEPS] = 3000
+    """Steps of meta-training."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the random numbers."""
+    resume: bool = False
+    """Go on from the checkpoints of the same command, if it was stopped."""
+    overwrite: bool = False
+    """Replace the file if it is there already."""
+
+
+@dataclass(frozen=True)
 class Quickstart:
     """See it work, in under three minutes, on three photographs.
 
@@ -207,6 +236,8 @@ class Quickstart:
 
     output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")] = Path("quickstart_out")
     """The folder for files, table and pictures (made if it is not there)."""
+    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
+    """Steps of each fit."""
 
 
 # ---------------------------------------------------------------- talking
@@ -402,9 +433,8 @@ class Each:
         try:
             yield
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"{self.num_done} of {total} files were written and are kept"
-            ) from None
+            kept = f"{self.num_done} of {total} files were written and are kept"
+            raise Interrupted(kept if self.num_done else "nothing was written") from None
 
     @property
     def exit_code(self) -> int:
@@ -533,7 +563,7 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-# ---------------------------------------------------------------- evaluate, quickstart
+# ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
 def _evaluate(options: Evaluate) -> int:
@@ -579,7 +609,8 @@ def _quickstart(options: Quickstart) -> int:
     from inrjax import quickstart
 
     _use_every_core()
-    ours = [codecs.MetaSiren(width=width) for width in quickstart.WIDTHS]
+    fit: dict[str, Any] = {} if options.steps is None else {"num_steps": options.steps}
+    ours = [codecs.MetaSiren(width=width, **fit) for width in quickstart.WIDTHS]
     # Every second rate of the classic codecs is enough for a picture.
     names = ("jpeg", "jpeg-optimized", "jpeg2000", "webp")
     classic = [codec for name in names for codec in CURVES[name]({})[::2]]
@@ -589,6 +620,55 @@ def _quickstart(options: Quickstart) -> int:
     print(_file_table([row for row in report.rows if row.codec == ours[0].name]), end="\n\n")
     _report(report, ours, each)
     return each.exit_code
+
+
+def _meta_train(options: MetaTrain) -> int:
+    from inrjax import datasets, metatrain
+
+    target = options.output
+    if target.suffix.lower() != ".npz":
+        raise OptionError(f"{target} does not end in .npz: rename it")
+    _require_writable(target.parent)
+    if not options.overwrite:
+        _require_new([target])
+    checkpoints = target.with_suffix(".checkpoints")
+    if checkpoints.exists() and not options.resume:
+        raise ValueError(
+            f"{checkpoints} is left of a run that was stopped: add --resume, or delete it"
+        )
+    each = Each()
+    pictures = _pictures(datasets.images_in(options.data), each)
+    if each.num_failed:
+        _note("nothing was trained: take those pictures out of the folder")
+        return each.exit_code
+    _use_every_core()
+    config = metatrain.MetaTrainConfig(options.width, num_steps=options.steps, seed=options.seed)
+    info = {
+        "command": f"inrjax meta-train --data {options.data.name} --width {options.width} "
+        f"--steps {options.steps} --seed {options.seed}"
+    }
+    with _checkpointed(checkpoints), _progress("meta-training") as on_progress:
+        init = metatrain.train_init(config, list(pictures.values()), checkpoints, on_progress, info)
+    with _making(target):
+        save_init(target, init)
+    shutil.rmtree(checkpoints)
+    print(f"{target}: width {init.net.width}, {init.shared_bytes} bytes that decoders share")
+    return 0
+
+
+@contextlib.contextmanager
+def _checkpointed(folder: Path) -> Iterator[None]:
+    """Ctrl-C and OSError in the block say what became of the checkpoints; so do warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _note(str(message))
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the same command with --resume goes on from the last checkpoint in {folder}"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be used ({error}): choose another -o") from error
 
 
 @contextlib.contextmanager
@@ -683,6 +763,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (Decode, _decode),
     "info": (Info, _info),
     "evaluate": (Evaluate, _evaluate),
+    "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
 }
 
@@ -703,7 +784,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _error(error)
         return 1
     except KeyboardInterrupt as stop:
-        _note(f"stopped: {stop}" if str(stop) else "stopped before anything was written")
+        _note(f"stopped: {stop}" if str(stop) else "stopped")
         return 130
     except OSError as error:  # most likely of stdout: where files are used, it is a ValueError
         # Python flushes stdout once more as it ends, which must not fail again.

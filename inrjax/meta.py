@@ -105,7 +105,7 @@ def advance(
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         proposed = MetaState(optax.apply_updates(state.meta, updates), opt_state, state.step)
-        finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.tree.norm(grads))
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
         return kept._replace(step=state.step + 1), jnp.mean(losses)
 

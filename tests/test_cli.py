@@ -8,15 +8,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import PIL.Image
 import pytest
 from conftest import photograph
 
 import inrjax
 from inrjax import cli, codecs, images, trees
+from inrjax.init import load_init, packaged_init, save_init
 from inrjax.results import read_rows
 
 WIDTH = codecs.inr.WIDTHS[0]
@@ -277,6 +281,42 @@ def test_one_bad_stream_does_not_lose_the_others(run: Run, stream: bytes) -> Non
     assert sorted(contents(Path("out"))) == ["a.png", "c.png"]
 
 
+@pytest.fixture
+def own_init() -> Path:
+    """An init file that is not packaged."""
+    packaged = packaged_init(WIDTH)
+    params = trees.from_leaves({p: -np.asarray(x) for p, x in trees.leaves(packaged.params)})
+    save_init(Path("own.npz"), replace(packaged, params=params))
+    return Path("own.npz")
+
+
+def test_a_file_of_an_own_init_needs_that_init(run: Run, own_init: Path) -> None:
+    save("a.png")
+    steps = ("--steps", "2")  # the width is the init's
+    assert run("encode", "a.png", "-o", "a.inr", *steps, "--init", own_init).code == 0
+    before = contents(Path())
+    check_refused(run("decode", "a.inr", "-o", "b.png"), 1, "a.inr", "init")
+    check_refused(run("info", "a.inr"), 1, "a.inr", "init")
+    assert contents(Path()) == before
+    assert run("info", "a.inr", "--init", own_init).code == 0
+    assert run("decode", "a.inr", "-o", "b.png", "--init", own_init).code == 0
+
+
+def test_a_bad_init_is_refused(run: Run, own_init: Path, stream: bytes) -> None:
+    save("a.png"), Path("a.inr").write_bytes(stream)
+    Path("cut.npz").write_bytes(own_init.read_bytes()[:-200])
+    before = contents(Path())
+    for name in ("none.npz", "cut.npz", "a.png", "."):
+        check_refused(run("encode", "a.png", "-o", "b.inr", "--init", name), 1, name)
+        check_refused(run("decode", "a.inr", "-o", "b.png", "--init", name), 1, name)
+        check_refused(run("info", "a.inr", "--init", name), 1, name)
+    coin = ("--codec", "coin", "--init", own_init)
+    check_refused(run("encode", "a.png", "-o", "b.inr", *coin), 2, "coin")
+    wrong = ("--width", str(WIDTH + 1), "--init", own_init)
+    check_refused(run("encode", "a.png", "-o", "b.inr", *wrong), 2, str(WIDTH + 1))
+    assert contents(Path()) == before
+
+
 # ------------------------------------------------------------------------------ outputs
 
 
@@ -381,6 +421,63 @@ def test_every_command_has_help_with_an_example(run: Run, verb: str) -> None:
     assert (result.code, result.err) == (0, [])
     assert any(line.strip().startswith(f"inrjax {verb} ") for line in result.out[2:])
     assert max(map(len, result.out)) <= 110
+
+
+# ------------------------------------------------------------------------------ meta-train
+
+
+@pytest.fixture
+def train(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run ``inrjax meta-train`` on two pictures, without the estimate of the prior."""
+    from inrjax import metatrain
+
+    short = partial(metatrain.MetaTrainConfig, points=16)
+    monkeypatch.setattr(metatrain, "MetaTrainConfig", short)
+    monkeypatch.setattr(metatrain, "_estimate_envelope", lambda _, init, *__: init.envelope)
+    Path("photos").mkdir()
+    save("photos/a.png"), save("photos/b.png", seed=1)
+    return partial(run, "meta-train", "--data", "photos", "--width", "4", "--steps", "2")
+
+
+def test_a_trained_init_encodes_and_a_stopped_training_goes_on(
+    run: Run, train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inrjax import metatrain
+
+    monkeypatch.setattr(metatrain, "CHECKPOINT_STEPS", 1)
+    result = train("-o", "whole.npz")
+    assert (result.code, result.err) == (0, [])
+    assert sorted(contents(Path())) == ["photos", "photos/a.png", "photos/b.png", "whole.npz"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metatrain, "_estimate_envelope", stop)
+        result = train("-o", "init.npz")
+    assert (result.code, len(result.err)) == (130, 1)
+    assert "--resume" in result.err[0]
+    check_refused(train("-o", "init.npz"), 1, "init.checkpoints", "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(metatrain, "_advance", stop)  # there is nothing left to train
+        assert train("-o", "init.npz", "--resume").code == 0
+    assert load_init(Path("init.npz")).digest == load_init(Path("whole.npz")).digest
+    assert not Path("init.checkpoints").exists()
+
+
+def test_meta_train_refuses_what_it_cannot_use(run: Run, train: Run, here: Path) -> None:
+    Path("there.npz").write_text("mine")
+    before = contents(here)
+    check_refused(train("-o", "init"), 2, "init", ".npz")
+    check_refused(train("-o", "there.npz"), 1, "there.npz", "--overwrite")
+    check_refused(train("-o", "there.npz/init.npz"), 1, "there.npz is a file")
+    check_refused(run("meta-train", "--data", "none", "-o", "init.npz"), 1, "none")
+    assert contents(here) == before
+    Path("photos/bad.png").write_text("?")
+    result = train("-o", "init.npz")
+    assert result.code == 1
+    assert "bad.png" in result.err[0] and "nothing was trained" in result.err[1]
+    assert not Path("init.npz").exists()
 
 
 # ------------------------------------------------------------------------------ stopping, pipes

@@ -172,8 +172,8 @@ class Coin:
 
     @property
     def setting(self) -> str:
-        """``width=W depth=D steps=N``."""
-        return f"width={self.width} depth={self.depth} steps={self.num_steps}"
+        """``width=W_depth=D_steps=N``."""
+        return f"width={self.width}_depth={self.depth}_steps={self.num_steps}"
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
@@ -187,7 +187,7 @@ class Coin:
             make_plan=lambda optimizer, tiles, window: overfit.PlainPlan(
                 net, optimizer, steps, tiles, window
             ),
-            optimizer=self.optimizer or overfit.Muon(DEFAULT_LEARNING_RATE),
+            optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
             longest_window=max(1, steps // 4),
             seed=self.seed,
@@ -222,10 +222,6 @@ class Coin:
 
 
 # ---------------------------------------------------------------------------- MetaSiren
-
-DEFAULT_LEARNING_RATE = 3e-3
-"""Muon's; chosen on held-back cid22 images."""
-
 
 @dataclass(frozen=True, eq=False)
 class MetaSiren:
@@ -274,8 +270,8 @@ class MetaSiren:
 
     @property
     def setting(self) -> str:
-        """``width=W steps=N``."""
-        return f"width={self.width} steps={self.num_steps}"
+        """``width=W_steps=N``."""
+        return f"width={self.width}_steps={self.num_steps}"
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
@@ -294,7 +290,7 @@ class MetaSiren:
             make_plan=lambda optimizer, tiles, window: overfit.RatePlan(
                 init.net, optimizer, steps, tiles, window, slope
             ),
-            optimizer=self.optimizer or overfit.Muon(DEFAULT_LEARNING_RATE),
+            optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step,
             longest_window=max(1, steps // 40),
             seed=self.seed,

@@ -1,0 +1,108 @@
+"""Checkpoints of a long run: orbax for the files, and a digest of what it should have read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_KEPT = 2
+
+
+class Restored(NamedTuple):
+    """A state read back, and the step it was saved at."""
+
+    state: Any
+    step: int
+
+
+def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None:
+    """Save a pytree of arrays under a step; the two newest are kept.
+
+    ``inputs``: JSON values that say what the run computes (config, digest of its data). A
+    checkpoint of other inputs is never restored.
+    """
+    flat = _flatten(state)
+    note = {"inputs": _canonical(inputs), "sha256": _digest(flat)}
+    with _manager(folder) as manager:
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(flat), note=ocp.args.JsonSave(note)
+            ),
+            force=True,
+        )
+
+
+def restore(folder: Path, like: Any, inputs: Mapping[str, Any]) -> Restored | None:
+    """The newest good checkpoint in a folder, as a tree like ``like``; None if there is none.
+
+    A damaged or incomplete one is passed over with a warning.
+
+    Raises:
+      ValueError: the newest good checkpoint belongs to other inputs.
+    """
+    if not Path(folder).is_dir():
+        return None
+    with _manager(folder) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            loaded = _load(manager, step, like)
+            if loaded is None:
+                warnings.warn(f"{folder}: the checkpoint of step {step} is damaged", stacklevel=2)
+                continue
+            flat, note = loaded
+            if note["inputs"] != _canonical(inputs):
+                raise ValueError(
+                    f"{folder} holds checkpoints of another run (other options or other data): "
+                    "name another folder, or delete it"
+                )
+            return Restored(jax.tree.unflatten(jax.tree.structure(like), list(flat.values())), step)
+    return None
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=_KEPT, create=True, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+
+def _load(manager: ocp.CheckpointManager, step: int, like: Any):
+    """The flat arrays and the note of a step, or None if anything about them is wrong."""
+    target = jax.tree.map(np.asarray, _flatten(like))
+    try:
+        loaded = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), note=ocp.args.JsonRestore()
+            ),
+        )
+        flat = {name: np.asarray(leaf) for name, leaf in sorted(loaded["state"].items())}
+        note = loaded["note"]
+        return (flat, note) if note["sha256"] == _digest(flat) else None
+    except Exception:  # a damaged file makes orbax raise nearly anything
+        return None
+
+
+def _flatten(state: Any) -> dict[str, np.ndarray]:
+    # Scalars become 1-element arrays: orbax restores 0-d numpy values as Python numbers.
+    return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _digest(flat: Mapping[str, np.ndarray]) -> str:
+    sha = hashlib.sha256()
+    for name, leaf in sorted(flat.items()):
+        sha.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
+        sha.update(leaf.tobytes())
+    return sha.hexdigest()
+
+
+def _canonical(inputs: Mapping[str, Any]) -> str:
+    return json.dumps(inputs, sort_keys=True)

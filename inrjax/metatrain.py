@@ -1,0 +1,258 @@
+"""Learning an init for MetaSiren: MAML over photographs, then the prior of fitted params."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from inrjax import checkpoint, fit, meta, overfit, trees
+from inrjax.images import coordinates
+from inrjax.init import Init, flat_init
+from inrjax.nets.siren import Encoding, Siren
+from inrjax.types import Image, OnProgress
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """What `train_init` computes.
+
+    Attributes:
+      width: neurons of a layer.
+      num_steps: outer steps of MAML. inner_steps: inner SGD steps. first_order: drop the Hessian
+        terms. tasks_per_step: images of an outer step. points: pixels an inner step sees.
+      learning_rate: outer Adam's, decaying to 0 by cosine; that of the inner rates is
+        ``rate_learning_rate``, and they start at ``inner_rate``.
+      bias_scale: of the random init's biases. Small ones fit as well and code shorter.
+      prior_images, prior_steps: fits that the prior is estimated from.
+      slope: of those fits, see `overfit.RatePlan`.
+      seed: of everything.
+    """
+
+    width: int
+    num_steps: int = 3000
+    inner_steps: int = 3
+    first_order: bool = False
+    tasks_per_step: int = 2
+    points: int = 4096
+    learning_rate: float = 1e-3
+    rate_learning_rate: float = 1.5e-3
+    inner_rate: float = 0.03
+    bias_scale: float = 0.3
+    prior_images: int = 8
+    prior_steps: int = 1000
+    slope: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self):
+        counts = (self.width, self.num_steps, self.inner_steps, self.tasks_per_step, self.points)
+        if min(*counts, self.prior_images, self.prior_steps) < 1:
+            raise ValueError(f"got {self}, expected counts of at least 1")
+
+
+CHECKPOINT_STEPS = 100
+_DEPTH, _ENCODING = 4, Encoding(num_frequencies=16, ratio=1.4)
+
+
+def train_init(
+    config: MetaTrainConfig,
+    images: Sequence[Image],
+    folder: Path | None = None,
+    on_progress: OnProgress | None = None,
+    info: dict[str, Any] | None = None,
+) -> Init:
+    """Learn the init and the prior of a width from photographs (uint8 (height, width, 3)).
+
+    Args:
+      folder: where checkpoints of MAML go, and come from if there are any: a run that was
+        stopped goes on and ends with the same init. None for none.
+      info: more to note in the init (command, licence of the data).
+
+    Raises:
+      ValueError: no images, checkpoints of another run, or the training diverged.
+    """
+    if not images:
+        raise ValueError("got no images, expected at least one to learn from")
+    net = Siren(config.width, _DEPTH, encoding=_ENCODING)
+    digest = _data_digest(images)
+    trained = _train_maml(config, net, images, digest, folder, _first_half(on_progress))
+    start = flat_init(net, jax.tree.map(np.asarray, trained.params))
+    rates = trees.from_leaves(
+        {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(trained.rates)}
+    )
+    start = replace(start, rates=rates)
+    envelope = _estimate_envelope(config, start, images, _second_half(on_progress))
+    note = {"config": asdict(config), "num_images": len(images), "data_sha256": digest}
+    return replace(start, envelope=envelope, info=note | (info or {}))
+
+
+# ---------------------------------------------------------------------------- MAML
+
+
+def _train_maml(
+    config: MetaTrainConfig,
+    net: Siren,
+    images: Sequence[Image],
+    digest: str,
+    folder: Path | None,
+    on_progress: OnProgress | None,
+) -> meta.MetaParams:
+    data = _task_data(images, config.seed)
+    state = meta.start(_initial_meta(config, net), _outer_optimizer(config))
+    inputs = {"config": asdict(config), "data_sha256": digest}
+    if folder is not None:
+        restored = checkpoint.restore(folder, state, inputs)
+        state = jax.tree.map(jnp.asarray, restored.state) if restored else state
+    done = int(state.step)
+    while done < config.num_steps:
+        steps = min(CHECKPOINT_STEPS, config.num_steps - done)
+        state, losses = _advance(config, net, steps, state, data)
+        if not np.isfinite(np.asarray(losses)).any():
+            raise ValueError("meta-training diverged: lower learning_rate or inner_rate")
+        done += steps
+        if folder is not None:
+            checkpoint.save(folder, done, state, inputs)
+        if on_progress is not None:
+            on_progress(done, config.num_steps)
+    return state.meta
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(config, net, num_steps, state, data):
+    def loss_fn(params, points):
+        coords, pixels = points
+        return overfit.point_mse(net, params, coords, pixels, jnp.ones(coords.shape[1]))
+
+    return meta.advance(
+        loss_fn,
+        partial(_sample_tasks, config, data),
+        state,
+        _outer_optimizer(config),
+        num_steps,
+        config.first_order,
+        jax.random.key(config.seed),
+    )
+
+
+def _initial_meta(config: MetaTrainConfig, net: Siren) -> meta.MetaParams:
+    params = net.init(jax.random.key(config.seed))
+    scaled = {
+        name: {"weight": layer["weight"], "bias": config.bias_scale * layer["bias"]}
+        for name, layer in params.items()
+    }
+    return meta.init_meta(scaled, config.inner_steps, config.inner_rate)
+
+
+def _outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
+    def adam(rate):
+        return optax.adam(optax.cosine_decay_schedule(rate, config.num_steps))
+
+    # A rare image has gradients far beyond the others'; one such step undoes many.
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition(
+            {"params": adam(config.learning_rate), "rates": adam(config.rate_learning_rate)},
+            meta.MetaParams("params", "rates"),
+        ),
+    )
+
+
+POOL_POINTS = 1 << 16
+"""Pixels of an image that meta-training draws from, at most: it bounds the memory."""
+
+
+def _task_data(images: Sequence[Image], seed: int) -> tuple[jax.Array, jax.Array]:
+    """coords float32 (images, n, 2) and pixels uint8 (images, n, 3): n random pixels of each."""
+    rng = np.random.default_rng(seed)
+    size = min(POOL_POINTS, *(i.shape[0] * i.shape[1] for i in images))
+    coords, pixels = [], []
+    for image in images:
+        chosen = rng.choice(image.shape[0] * image.shape[1], size, replace=False)
+        coords.append(coordinates(*image.shape[:2])[chosen])
+        pixels.append(image.reshape(-1, 3)[chosen])
+    return jnp.asarray(np.stack(coords)), jnp.asarray(np.stack(pixels))
+
+
+def _sample_tasks(config: MetaTrainConfig, data: tuple[jax.Array, jax.Array], key: jax.Array):
+    """A batch of tasks: random images, and random pixels for each inner step and the outer one."""
+    coords, pixels = data
+    key_image, key_point = jax.random.split(key)
+    tasks, slices = config.tasks_per_step, config.inner_steps + 1
+    image = jax.random.randint(key_image, (tasks, 1, 1), 0, coords.shape[0])
+    point = jax.random.randint(key_point, (tasks, slices, config.points), 0, coords.shape[1])
+    some_coords = jnp.swapaxes(coords[image, point], -1, -2)
+    some_pixels = jnp.swapaxes(pixels[image, point], -1, -2).astype(jnp.float32) / 127.5 - 1
+    inner, outer = slice(None, -1), -1
+    return meta.Task(
+        (some_coords[:, inner], some_pixels[:, inner]),
+        (some_coords[:, outer], some_pixels[:, outer]),
+    )
+
+
+def _data_digest(images: Sequence[Image]) -> str:
+    sha = hashlib.sha256()
+    for image in images:
+        sha.update(str(image.shape).encode() + image.tobytes())
+    return sha.hexdigest()
+
+
+# ---------------------------------------------------------------------------- the prior
+
+
+def _estimate_envelope(
+    config: MetaTrainConfig, init: Init, images: Sequence[Image], on_progress: OnProgress | None
+) -> dict[str, Any]:
+    """Laplace scales of fitted params, in quarter octaves: one for each column of the first layer
+    (they fall steeply with the frequency), one for each other tensor (whose rows and columns are
+    alike: finer scales gained nothing on held-back images)."""
+    chosen = [images[i] for i in _spread(len(images), config.prior_images)]
+    fits = [dict(trees.leaves(learned["net"])) for learned in _fit_prior(config, init, chosen, on_progress)]
+    envelope = {}
+    for path, leaf in trees.leaves(init.params):
+        # The maximum-likelihood scale of a Laplace distribution around 0 is the mean magnitude.
+        magnitude = np.abs(np.stack([fitted[path] for fitted in fits]))
+        by_column = path.startswith("layer_00/") and np.ndim(leaf) == 2
+        axes = (0, 1) if by_column else tuple(range(magnitude.ndim))
+        scale = magnitude.mean(axes, keepdims=True)[0]
+        envelope[path] = np.clip(np.rint(4 * np.log2(scale + 1e-12)), -127, 127).astype(np.int8)
+    return trees.from_leaves(envelope)
+
+
+def _fit_prior(
+    config: MetaTrainConfig, init: Init, images: Sequence[Image], on_progress: OnProgress | None
+) -> list[Any]:
+    sizes = [image.shape[0] * image.shape[1] for image in images]
+    tiling = fit.tiling(min(sizes), overfit.POINTS_PER_STEP)
+    num_tiles = fit.bucket(max(-(-size // tiling.tile) for size in sizes))
+    points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
+    plan = overfit.RatePlan(
+        init.net, overfit.Muon(overfit.LEARNING_RATE), config.prior_steps,
+        tiling.tiles_per_step, max(1, config.prior_steps // 40), config.slope,
+    )  # fmt: skip
+    shared = overfit.rate_shared(init, config.seed)
+    results = fit.fit_batch(plan, shared, points, on_progress)
+    fitted = [result.params for result in results if result.finite]
+    if not fitted:
+        raise ValueError("every fit of the prior diverged: the init is of no use")
+    return fitted
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to ``most`` positions spread evenly over ``count``."""
+    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, most)).round())]
+
+
+def _first_half(on_progress: OnProgress | None) -> OnProgress | None:
+    return on_progress and (lambda done, total: on_progress(done, 2 * total))
+
+
+def _second_half(on_progress: OnProgress | None) -> OnProgress | None:
+    return on_progress and (lambda done, total: on_progress(total + done, 2 * total))
