@@ -64,7 +64,9 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     path = output / f"siren_w{width:03d}.npz"
     save_init(path, init)
-    print(f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True)
+    print(
+        f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True
+    )
     return path
 
 

@@ -30,7 +30,9 @@ class Stream(NamedTuple):
     sections: tuple[bytes, ...]
 
 
-def pack(tag: int, height: int, width: int, sections: Sequence[bytes], context: bytes = b"") -> bytes:
+def pack(
+    tag: int, height: int, width: int, sections: Sequence[bytes], context: bytes = b""
+) -> bytes:
     """The bytes of a version-1 container.
 
     Args:

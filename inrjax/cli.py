@@ -717,7 +717,7 @@ def _summary_table(summaries: Sequence[Summary]) -> str:
             f"{item.num_bytes:.0f}",
             f"{item.bpp:.3f}",
             f"{item.psnr:.2f}",
-            f"{item.ssim:.4f}",
+            "-" if item.ssim is None else f"{item.ssim:.4f}",
             "-" if item.ms_ssim is None else f"{item.ms_ssim:.4f}",
             f"{item.encode_seconds:.2f}",
             f"{item.decode_seconds:.2f}",

@@ -9,10 +9,11 @@ constants by multiplication, division and addition of integers.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import constriction
 import numpy as np
+from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
 
 from inrjax.types import BitstreamError
 
@@ -60,9 +61,7 @@ def bits(symbols: jax.Array, scales: jax.Array) -> jax.Array:
     magnitude = jnp.abs(symbols)
     inside = jnp.minimum(magnitude, 0.5)
     # Both branches are kept finite, so that the gradient of neither is NaN.
-    centre = 0.5 * (
-        jnp.expm1(-(0.5 - inside) / scales) + jnp.expm1(-(0.5 + inside) / scales)
-    )
+    centre = 0.5 * (jnp.expm1(-(0.5 - inside) / scales) + jnp.expm1(-(0.5 + inside) / scales))
     outside = jnp.maximum(magnitude, 0.5)
     tail = -(outside - 0.5) / scales + jnp.log(-jnp.expm1(-1.0 / scales) / 2)
     log_mass = jnp.where(magnitude < 0.5, jnp.log(-centre), tail)
@@ -77,7 +76,7 @@ def counts(level: int) -> np.ndarray:
     and by itself after all the others. Every count is at least 1.
     """
     tails = _tails(level)
-    sides = [(tail - beyond) // 2 for tail, beyond in zip(tails[:-1], tails[1:], strict=True)]
+    sides = [(tail - beyond) // 2 for tail, beyond in pairwise(tails)]
     escape = max(1, tails[-1])
     centre = (1 << PRECISION) - 2 * sum(sides) - escape
     return np.array([*sides[::-1], centre, *sides, escape], np.int64)
@@ -121,7 +120,7 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
         raise ValueError(f"got {symbols.shape} symbols, expected {model.levels.shape}")
     if symbols.size and np.abs(symbols).max() > 1 << 30:
         raise ValueError(f"got a symbol of {np.abs(symbols).max()}, expected at most {1 << 30}")
-    encoder = constriction.stream.queue.RangeEncoder()
+    encoder = stream.queue.RangeEncoder()
     escapes: list[int] = []
     for _, table, where in _groups(model):
         index, escaped = _to_index(symbols[where], len(table))
@@ -143,7 +142,7 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     if (num_symbols,) != model.levels.shape:
         raise ValueError(f"got {num_symbols} symbols, expected {model.levels.shape}")
     words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
+    decoder = stream.queue.RangeDecoder(words)
     symbols = np.zeros(num_symbols, np.int64)
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
@@ -174,9 +173,7 @@ def _categorical_of(table: bytes):
     counts_less_one = np.frombuffer(table, np.int64) - 1
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
-    return constriction.stream.model.Categorical(
-        counts_less_one.astype(np.float32), lazy=False, perfect=False
-    )
+    return stream.model.Categorical(counts_less_one.astype(np.float32), lazy=False, perfect=False)
 
 
 def _categorical(table: np.ndarray):
@@ -184,7 +181,7 @@ def _categorical(table: np.ndarray):
 
 
 def _coin():
-    return constriction.stream.model.Uniform(2)
+    return stream.model.Uniform(2)
 
 
 def _escape_bits(symbol: int, m: int) -> list[int]:

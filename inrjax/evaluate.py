@@ -481,7 +481,7 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
         num_bytes=len(encoded.stream),
         bpp=metrics.bpp(len(encoded.stream), height, width),
         psnr=metrics.psnr(*pair),
-        ssim=metrics.ssim(*pair) if shorter >= metrics.WINDOW else math.nan,
+        ssim=metrics.ssim(*pair) if shorter >= metrics.WINDOW else None,
         ms_ssim=metrics.ms_ssim(*pair) if shorter >= metrics.MS_SSIM_MIN_SIDE else None,
         encode_seconds=encoded.seconds,
         decode_seconds=decoded.seconds,

@@ -42,8 +42,8 @@ class FitResult(NamedTuple):
     """``params``: the best snapshot; ``losses`` (num_steps,); ``finite``: it never diverged."""
 
     params: Any
-    losses: jax.Array
-    finite: jax.Array
+    losses: Any
+    finite: Any
 
 
 def start(params: Any, optimizer: optax.GradientTransformation) -> FitState:
@@ -71,9 +71,9 @@ def advance(
     """Run ``num_steps`` more steps; returns the state and their losses (num_steps,).
 
     ``window``: a snapshot is compared by the mean loss over this many steps. 1 is COIN's rule
-    for full-image steps; for pixel subsets, take the steps of an epoch. Snapshots before step ``snapshots_from``
-    do not count: for a loss that changes its meaning there. Chunks of any sizes give
-    the same result as one, since the key of a step depends on ``key`` and its number only.
+    for full-image steps; for pixel subsets, take the steps of an epoch. Snapshots before step
+    ``snapshots_from`` do not count: for a loss that changes its meaning there. Chunks of any
+    sizes give the same result as one: the key of a step depends on ``key`` and its number only.
     """
 
     def step(state: FitState, _) -> tuple[FitState, jax.Array]:
@@ -160,7 +160,7 @@ def tiling(num_points: int, points_per_step: int) -> Tiling:
 
 
 def bucket(num_tiles: int) -> int:
-    """The padded length of a list of tiles: 1, 2, 3, 4, 6, 8, 12, 16, ... (at most 1/3 is waste)."""
+    """The padded length of a list of tiles: 1, 2, 3, 4, 6, 8, 12, 16, ... (waste <= 1/3)."""
     power = 1 << (num_tiles - 1).bit_length()
     return 3 * power // 4 if power >= 4 and num_tiles <= 3 * power // 4 else power
 

@@ -57,7 +57,9 @@ class Init:
                 raise ValueError(f"the init's {name} do not fit {self.net}")
         for path, leaf in trees.leaves(self.params):
             if np.shape(leaf) != expected[path]:
-                raise ValueError(f"the init's {path} is {np.shape(leaf)}, expected {expected[path]}")
+                raise ValueError(
+                    f"the init's {path} is {np.shape(leaf)}, expected {expected[path]}"
+                )
 
     @property
     def digest(self) -> bytes:
@@ -97,7 +99,9 @@ def flat_init(net: Siren, params: Params) -> Init:
         net=net,
         params=trees.from_leaves({p: np.asarray(x, np.float16) for p, x in leaves}),
         keep=trees.from_leaves({p: np.float32(0) for p, _ in leaves}),
-        envelope=trees.from_leaves({p: np.full((1,) * np.ndim(x), -28, np.int8) for p, x in leaves}),
+        envelope=trees.from_leaves(
+            {p: np.full((1,) * np.ndim(x), -28, np.int8) for p, x in leaves}
+        ),
     )
 
 

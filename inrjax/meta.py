@@ -8,7 +8,7 @@ functions over pytrees that know nothing of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,8 @@ def advance(
         )
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
-        proposed = MetaState(optax.apply_updates(state.meta, updates), opt_state, state.step)
+        moved: Any = optax.apply_updates(cast(Any, state.meta), updates)
+        proposed = MetaState(moved, opt_state, state.step)
         finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.tree.norm(grads))
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
         return kept._replace(step=state.step + 1), jnp.mean(losses)

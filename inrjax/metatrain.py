@@ -214,7 +214,10 @@ def _estimate_envelope(
     (they fall steeply with the frequency), one for each other tensor (whose rows and columns are
     alike: finer scales gained nothing on held-back images)."""
     chosen = [images[i] for i in _spread(len(images), config.prior_images)]
-    fits = [dict(trees.leaves(learned["net"])) for learned in _fit_prior(config, init, chosen, on_progress)]
+    fits = [
+        dict(trees.leaves(learned["net"]))
+        for learned in _fit_prior(config, init, chosen, on_progress)
+    ]
     envelope = {}
     for path, leaf in trees.leaves(init.params):
         # The maximum-likelihood scale of a Laplace distribution around 0 is the mean magnitude.

@@ -38,7 +38,7 @@ class Quantized(NamedTuple):
 
 
 def step_size(index: int) -> float:
-    """The step of an index of the ladder, the same float64 everywhere; ValueError outside 0..255."""
+    """The step of an index of the ladder, the same float64 everywhere; ValueError beyond 255."""
     if not 0 <= index < NUM_STEPS:
         raise ValueError(f"got step index {index}, expected 0..{NUM_STEPS - 1}")
     return float(_LADDER[index])

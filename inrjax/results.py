@@ -324,7 +324,7 @@ class Summary:
 
     ``psnr`` is the mean of the images' PSNRs; ``psnr_of_mean_mse`` is the PSNR of their mean
     squared error, about 0.5 dB lower at low rates: the two never share a column. Both in dB.
-    ``ms_ssim`` is None where any image has none. Seconds are for one image.
+    ``ssim`` and ``ms_ssim`` are None where any image has none. Seconds are for one image.
     """
 
     codec: str
@@ -334,7 +334,7 @@ class Summary:
     bpp: float
     psnr: float
     psnr_of_mean_mse: float
-    ssim: float
+    ssim: float | None
     ms_ssim: float | None
     encode_seconds: float
     decode_seconds: float
@@ -357,7 +357,6 @@ def summarise(rows: Iterable[RDPoint]) -> list[Summary]:
 
 
 def _summary(rows: list[RDPoint]) -> Summary:
-    similarities = [row.ms_ssim for row in rows if row.ms_ssim is not None]
     return Summary(
         codec=rows[0].codec,
         setting=rows[0].setting,
@@ -366,11 +365,16 @@ def _summary(rows: list[RDPoint]) -> Summary:
         bpp=fmean(row.bpp for row in rows),
         psnr=fmean(row.psnr for row in rows),
         psnr_of_mean_mse=_psnr_of_mean_mse([row.psnr for row in rows]),
-        ssim=fmean(row.ssim for row in rows),
-        ms_ssim=fmean(similarities) if len(similarities) == len(rows) else None,
+        ssim=_mean_if_all([row.ssim for row in rows]),
+        ms_ssim=_mean_if_all([row.ms_ssim for row in rows]),
         encode_seconds=fmean(row.encode_seconds for row in rows),
         decode_seconds=fmean(row.decode_seconds for row in rows),
     )
+
+
+def _mean_if_all(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return fmean(given) if len(given) == len(values) else None
 
 
 def _psnr_of_mean_mse(psnrs: Sequence[float]) -> float:

@@ -43,9 +43,7 @@ class Codec(Protocol):
         """What sets the rate, as text (``width=32``, ``quality=10``)."""
         ...
 
-    def encode(
-        self, images: Sequence[Image], on_progress: OnProgress | None = None
-    ) -> list[bytes]:
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; deterministic."""
         ...
 
@@ -60,8 +58,8 @@ class RDPoint:
 
     ``bpp`` is 8 * num_bytes / (height * width); ``psnr`` in dB and the similarities are taken on
     the uint8 image that another process decoded from the file. Seconds are wall seconds;
-    ``encode_seconds`` of a batch is the batch's time divided by its size. ``ms_ssim`` is None
-    where a side is shorter than 161 pixels.
+    ``encode_seconds`` of a batch is the batch's time divided by its size. ``ssim``
+    is None where a side is shorter than 11 pixels, ``ms_ssim`` where it is shorter than 161.
     """
 
     codec: str
@@ -72,7 +70,7 @@ class RDPoint:
     num_bytes: int
     bpp: float
     psnr: float
-    ssim: float
+    ssim: float | None
     ms_ssim: float | None
     encode_seconds: float
     decode_seconds: float

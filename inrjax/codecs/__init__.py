@@ -55,7 +55,8 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
 def _codec_for(stream: bitstream.Stream, init: Init | None) -> Coin | MetaSiren:
     codec = _codec_of(stream)
     if codec is MetaSiren:
-        return MetaSiren(width=init.net.width, init=init) if init else MetaSiren(inr.WIDTHS[0])
+        # Any MetaSiren finds the packaged init that a stream names, whatever its own width.
+        return MetaSiren(width=init.net.width, init=init) if init else MetaSiren()
     return codec()
 
 
@@ -73,21 +74,16 @@ def describe(data: bytes, init: Init | None = None) -> Description:
     Raises BitstreamError for a damaged stream, and for one whose init is not known here.
     """
     stream = bitstream.peek(data)
-    codec = _codec_of(stream)
-    context = b""
-    if codec is MetaSiren:
-        context = _codec_for(stream, init)._init_of(stream).digest
+    codec = _codec_for(stream, init)
+    context = codec.context(stream)
     bitstream.unpack(data, context)
-    names = codec.sections
-    if len(stream.sections) != len(names):
-        raise BitstreamError(f"the stream has {len(stream.sections)} sections, not {len(names)}")
     return Description(
-        codec="coin" if codec is Coin else "meta-siren",
+        codec=codec.name,
         version=data[len(bitstream.MAGIC)],
         height=stream.height,
         width=stream.width,
         num_bytes=len(data),
         bpp=8 * len(data) / (stream.height * stream.width),
-        init_digest=stream.sections[0].hex() if codec is MetaSiren else None,
-        sections=bitstream.section_bytes(stream, names, len(data)),
+        init_digest=stream.sections[0].hex() if context else None,
+        sections=bitstream.section_bytes(stream, codec.sections, len(data)),
     )

@@ -94,9 +94,7 @@ def _fit_once(
         members = [i for i, own in enumerate(kinds) if own == kind]
         tiling, window = kind
         num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
-        data = [
-            overfit.image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members
-        ]
+        data = [overfit.image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members]
         plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step, window)
         report = _share(on_progress, done, len(members), len(batch))
         for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
@@ -200,11 +198,17 @@ class Coin:
         if not np.isfinite(weights).all():
             raise ValueError("a weight does not fit float16: fit with a lower learning rate")
         net = np.array([self.width], "<u2").tobytes() + bytes([self.depth])
-        return bitstream.pack(self.tag, *image.shape[:2], [net, weights.tobytes()])
+        height, width = image.shape[:2]
+        return bitstream.pack(self.tag, height, width, [net, weights.tobytes()])
 
     def decode(self, streams: Sequence[bytes]) -> list[Image]:
         """The uint8 (height, width, 3) images, of any width and depth; BitstreamError if bad."""
         return [self._decode_one(stream) for stream in streams]
+
+    def context(self, stream: bitstream.Stream) -> bytes:
+        """What the checksum covers beside the stream: nothing. BitstreamError if not COIN's."""
+        _check_sections(stream, type(self))
+        return b""
 
     def _decode_one(self, data: bytes) -> Image:
         stream = _unpack(data, type(self))
@@ -222,6 +226,7 @@ class Coin:
 
 
 # ---------------------------------------------------------------------------- MetaSiren
+
 
 @dataclass(frozen=True, eq=False)
 class MetaSiren:
@@ -301,6 +306,13 @@ class MetaSiren:
         """The uint8 (height, width, 3) images, of any init at hand; BitstreamError if bad."""
         return [self._decode_one(stream) for stream in streams]
 
+    def context(self, stream: bitstream.Stream) -> bytes:
+        """What the checksum covers beside the stream: the digest of the init that it names.
+
+        Raises BitstreamError if the init is not known here, or the stream is not MetaSiren's.
+        """
+        return self._init_of(stream).digest
+
     def _decode_one(self, data: bytes) -> Image:
         init = self._init_of(bitstream.peek(data))
         stream = _unpack(data, type(self), init.digest)
@@ -339,7 +351,8 @@ def _pack(image: Image, learned: Params, init: Init) -> bytes:
     grid = _symbol_check(flat) + bytes(steps) + bytes(offsets)
     payload = entropy.encode(flat, entropy.Laplace(np.concatenate(levels)))
     sections = [init.digest[:_DIGEST_BYTES], grid, payload]
-    return bitstream.pack(MetaSiren.tag, *image.shape[:2], sections, init.digest)
+    height, width = image.shape[:2]
+    return bitstream.pack(MetaSiren.tag, height, width, sections, init.digest)
 
 
 def _quantize(learned: Params, init: Init) -> quantize.Quantized:
@@ -347,7 +360,7 @@ def _quantize(learned: Params, init: Init) -> quantize.Quantized:
     delta = {p: np.asarray(x, np.float64) - mean[p] for p, x in trees.leaves(learned["net"])}
     grid = {
         path: quantize.nearest_index(float(np.exp(np.float64(log_step))))
-        for path, log_step in trees.leaves(learned["log_step"])
+        for path, log_step in zip(delta, learned["log_step"], strict=True)
     }
     return quantize.uniform(trees.from_leaves(delta), trees.from_leaves(grid))
 
@@ -360,9 +373,7 @@ def _decode_params(grid: bytes, payload: bytes, init: Init) -> dict[str, Any]:
     steps = grid[_CHECK_BYTES : _CHECK_BYTES + len(paths)]
     offsets = grid[_CHECK_BYTES + len(paths) :]
     levels = [_levels(base[p].ravel(), o) for p, o in zip(paths, offsets, strict=True)]
-    flat = entropy.decode(
-        payload, entropy.Laplace(np.concatenate(levels)), sum(map(len, levels))
-    )
+    flat = entropy.decode(payload, entropy.Laplace(np.concatenate(levels)), sum(map(len, levels)))
     if _symbol_check(flat) != grid[:_CHECK_BYTES]:
         raise BitstreamError(
             "the symbols do not match their check: the file is damaged, or this machine's range "

@@ -1,0 +1,360 @@
+"""Laws of the symbol models and of their range coder, beside a second decoder in plain Python."""
+
+from __future__ import annotations
+
+import bisect
+import subprocess
+import sys
+import time
+from decimal import ROUND_FLOOR, Decimal, localcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.stats import laplace
+
+from inrjax import entropy
+from inrjax.entropy import NUM_LEVELS, PRECISION, Laplace
+from inrjax.types import BitstreamError
+
+LIMIT = 1 << 30
+levels = st.integers(0, NUM_LEVELS - 1)
+symbols = st.one_of(
+    st.integers(-3, 3),
+    st.integers(-300, 300),
+    st.integers(-LIMIT, LIMIT),
+    st.sampled_from([LIMIT, -LIMIT, 0]),
+)
+coded_lists = st.lists(st.tuples(symbols, levels), max_size=60)
+
+
+def model(values) -> Laplace:
+    return Laplace(np.asarray(values, np.int64).reshape(-1))
+
+
+def sample(level_list: np.ndarray, seed: int, spread: float = 1.0) -> np.ndarray:
+    """Symbols of the model itself, ``spread`` times as wide."""
+    rng = np.random.default_rng(seed)
+    return np.rint(rng.laplace(0, spread * entropy.scale(level_list))).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------- a second decoder
+
+
+class ReferenceDecoder:
+    """The range decoder that docs/bitstream.md describes, in integers of any size."""
+
+    def __init__(self, data: bytes):
+        padded = data + bytes(-len(data) % 4)
+        words = (padded[i : i + 4] for i in range(0, len(padded), 4))
+        self.words = (int.from_bytes(word, "big") for word in words)
+        self.ahead, self.span = self.word() << 32 | self.word(), (1 << 64) - 1
+
+    def word(self) -> int:
+        return next(self.words, 0)
+
+    def decode(self, table: list[int]) -> int:
+        """The index of the next symbol under counts; ``ahead`` is the point minus the lower end."""
+        edges = [0]
+        for count in table:
+            edges.append(edges[-1] + count)
+        unit = self.span >> PRECISION
+        quantile = self.ahead // unit
+        if quantile >= 1 << PRECISION:
+            raise BitstreamError("no symbol")
+        index = bisect.bisect_right(edges, quantile) - 1
+        self.ahead -= unit * edges[index]
+        self.span = unit * table[index]
+        if self.span < 1 << 32:
+            self.span <<= 32
+            self.ahead = self.ahead << 32 | self.word()
+        return index
+
+
+def reference_decode(data: bytes, level_list: list[int]) -> list[int]:
+    """What `entropy.decode` does, from the description in docs/bitstream.md."""
+    decoder, out, escaped = ReferenceDecoder(data), [0] * len(level_list), []
+    for level in sorted(set(level_list)):
+        table = [int(count) for count in entropy.counts(level)]
+        largest = len(table) // 2 - 1
+        for place in (i for i, own in enumerate(level_list) if own == level):
+            out[place] = decoder.decode(table) - largest
+            if out[place] > largest:
+                escaped.append((place, largest))
+    coin = [1 << PRECISION - 1] * 2
+    for place, largest in escaped:
+        sign = -1 if decoder.decode(coin) else 1
+        length = 1
+        while not decoder.decode(coin):
+            length += 1
+            if length > 31:
+                raise BitstreamError("too long")
+        excess = 1
+        for _ in range(length - 1):
+            excess = 2 * excess + decoder.decode(coin)
+        out[place] = sign * (largest + excess)
+    return out
+
+
+def outcome(decode, *args) -> list[int] | None:
+    """The decoded symbols; None where they are refused."""
+    try:
+        return [int(symbol) for symbol in decode(*args)]
+    except BitstreamError:
+        return None
+
+
+# ---------------------------------------------------------------------------- round trips
+
+
+@given(coded_lists)
+@example([(1170, 42)])  # without its last byte, this one lies where no symbol does
+@example([(-16, 5)])
+@example([(LIMIT, 0), (-LIMIT, 63)])
+@settings(deadline=None, max_examples=200)
+def test_round_trip_of_any_symbols_under_any_levels(pairs):
+    values, own = np.array([p[0] for p in pairs], np.int64), model([p[1] for p in pairs])
+    data = entropy.encode(values, own)
+    decoded = entropy.decode(data, own, len(pairs))
+    assert decoded.dtype == np.int64
+    np.testing.assert_array_equal(decoded, values)
+    assert reference_decode(data, own.levels.tolist()) == values.tolist()
+    # From above this holds for every list: 32 bits in flight, and whole bytes.
+    assert 8 * len(data) <= 1.005 * entropy.cost(values, own) + 64
+
+
+def test_short_lists_encode_whatever_their_last_bytes_are():
+    rng = np.random.default_rng(0)
+    for _ in range(1500):
+        own = model(rng.integers(0, NUM_LEVELS, rng.integers(1, 4)))
+        signs = rng.choice([-1, 1], own.levels.size)
+        values = signs * (2 ** rng.uniform(0, 30, own.levels.size)).astype(np.int64)
+        data = entropy.encode(values, own)
+        np.testing.assert_array_equal(entropy.decode(data, own, values.size), values)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 1000, 20_000])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 4.0])
+def test_length_is_near_the_ideal(length, spread):
+    own = model(np.random.default_rng(length).integers(0, NUM_LEVELS, length))
+    values = sample(own.levels, 1, spread)
+    data = entropy.encode(values, own)
+    np.testing.assert_array_equal(entropy.decode(data, own, length), values)
+    ideal = entropy.cost(values, own)
+    # Below the ideal only by trailing zero bytes, which a drawn list has few of.
+    assert ideal - 32 <= 8 * len(data) <= 1.005 * ideal + 64
+
+
+def test_no_byte_can_be_dropped():
+    own = model([20, 30, 40, 0, 63])
+    for seed in range(50):
+        values = sample(own.levels, seed)
+        data = entropy.encode(values, own)
+        assert not data or outcome(entropy.decode, data[:-1], own, 5) != values.tolist()
+
+
+def test_the_empty_list_takes_no_byte():
+    assert entropy.encode(np.zeros(0, np.int64), model([])) == b""
+    assert entropy.decode(b"", model([]), 0).shape == (0,)
+
+
+def test_order_is_level_by_level_then_escapes():
+    own = model([30, 10, 30, 10])
+    grouped = model([10, 10, 30, 30])
+    assert entropy.encode(np.array([1, 2, 3, 4]), own) == entropy.encode(
+        np.array([2, 4, 1, 3]), grouped
+    )
+
+
+def test_bytes_are_those_of_format_version_1():
+    values, own = np.array([0, -1, 3, 100, -5, 7]), model([8, 8, 20, 0, 63, 33])
+    assert entropy.encode(values, own).hex() == GOLDEN
+
+
+GOLDEN = "ffffff1ebb517d3073d3e424"
+
+
+def test_bytes_are_the_same_in_a_fresh_process():
+    script = (
+        "import sys, numpy as np; from inrjax import entropy;"
+        "r = np.random.default_rng(3); v = r.integers(0, 64, 500);"
+        "s = r.integers(-40, 41, 500); m = entropy.Laplace(v);"
+        "d = entropy.encode(s, m); assert (entropy.decode(d, m, 500) == s).all();"
+        "assert 'jax' not in sys.modules; print(d.hex())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    rng = np.random.default_rng(3)
+    own = model(rng.integers(0, 64, 500))
+    assert entropy.encode(rng.integers(-40, 41, 500), own).hex() == run.stdout.strip()
+
+
+# ---------------------------------------------------------------------------- counts
+
+
+def test_the_constants_are_what_the_exponential_says():
+    with localcontext() as context:
+        context.prec = 60
+        for i, constant in enumerate(entropy._TOP_OCTAVE):
+            b = Decimal(2) ** (Decimal(44 + i) / 4)
+            exact = Decimal(2) ** 62 * (-1 / (2 * b)).exp()
+            assert constant == int(exact.to_integral_value(rounding=ROUND_FLOOR))
+
+
+@pytest.mark.parametrize("level", range(NUM_LEVELS))
+def test_counts_are_the_laplace_mass(level):
+    table = entropy.counts(level)
+    largest = len(table) // 2 - 1
+    inner, escape = table[:-1], table[-1]
+    assert len(table) == 2 * largest + 2
+    assert table.sum() == 1 << PRECISION
+    assert table.min() >= 1
+    np.testing.assert_array_equal(inner, inner[::-1])
+    k = np.arange(1, largest + 1)
+    b = float(entropy.scale(level))
+    mass = 2**PRECISION * (laplace.sf(k - 0.5, scale=b) - laplace.sf(k + 0.5, scale=b))
+    assert np.all(np.abs(table[largest + 1 : -1] - mass) <= 1.5)
+    # The rarest symbol of its own has a count; the next one would have none.
+    tail = 2**PRECISION * 2 * laplace.sf(largest + 0.5, scale=b)
+    assert abs(escape - tail) <= 1.5
+    # What rounding down leaves goes to 0: at most one count for each of the others.
+    rest = 2**PRECISION * (1 - 2 * laplace.sf(0.5, scale=b))
+    assert -2 <= table[largest] - rest <= 2 * largest + 2
+
+
+@pytest.mark.parametrize("level", range(0, NUM_LEVELS, 7))
+def test_the_library_uses_exactly_these_counts(level):
+    """Points at the edges of symbols, and one below: any other table would move one of them."""
+    edges = np.cumsum([0, *entropy.counts(level)[:-1]])
+    largest = len(edges) // 2 - 1
+    unit = ((1 << 64) - 1) >> PRECISION
+    rng = np.random.default_rng(level)
+    chosen = {0, len(edges) - 1, largest, *rng.integers(0, len(edges), 60).tolist()}
+    for index in chosen:
+        point = int(edges[index]) * unit
+        first, escape = index - largest, index == len(edges) - 1
+        at_edge = outcome(entropy.decode, point.to_bytes(8, "big"), model([level]), 1)
+        assert (at_edge is None or abs(at_edge[0]) > largest) if escape else at_edge == [first]
+        if index:
+            below = outcome(entropy.decode, (point - 1).to_bytes(8, "big"), model([level]), 1)
+            assert below == [first - 1]
+
+
+@pytest.mark.parametrize("level, symbol", [(0, 0), (8, 1), (30, 5), (50, -200), (63, 26_000)])
+def test_a_long_run_of_one_symbol_costs_what_its_count_says(level, symbol):
+    own, values = model(np.full(40_000, level)), np.full(40_000, symbol)
+    coded, ideal = 8 * len(entropy.encode(values, own)), entropy.cost(values, own)
+    assert abs(coded - ideal) <= 1e-4 * ideal + 64
+
+
+# ---------------------------------------------------------------------------- bits, for losses
+
+
+def exact_bits(symbol, b):
+    """float64; near 0 from the distribution function of another library."""
+    magnitude = np.abs(symbol)
+    inside = laplace.cdf(magnitude + 0.5, scale=b) - laplace.cdf(magnitude - 0.5, scale=b)
+    with np.errstate(divide="ignore"):
+        log_tail = (0.5 - np.maximum(magnitude, 0.5)) / b + np.log(-np.expm1(-1 / b) / 2)
+        return -np.where(magnitude < 0.5, np.log(inside), log_tail) / np.log(2)
+
+
+def test_bits_are_minus_log2_of_the_mass():
+    symbol = np.concatenate([np.linspace(-3, 3, 241), [-1e3, 20.25, 77.0, 5e4]])[:, None]
+    b = entropy.scale(np.arange(0, NUM_LEVELS, 3))[None]
+    got = np.asarray(entropy.bits(jnp.asarray(symbol, jnp.float32), jnp.asarray(b, jnp.float32)))
+    np.testing.assert_allclose(got, exact_bits(symbol, b), rtol=2e-5, atol=2e-6)
+
+
+def test_bits_have_the_derivatives_of_the_mass():
+    points = np.array([-2.7, -0.9, -0.3, 0.2, 0.45, 0.55, 1.3, 8.0])[:, None]
+    b = np.array([0.25, 0.7, 3.0, 40.0])[None]
+    grad = jax.grad(lambda s, b: jnp.sum(entropy.bits(s, b)), argnums=(0, 1))
+    by_symbol, by_scale = grad(*(jnp.broadcast_to(x, (8, 4)).astype("f4") for x in (points, b)))
+    h = 1e-5
+    want = (exact_bits(points + h, b) - exact_bits(points - h, b)) / (2 * h)
+    np.testing.assert_allclose(by_symbol, want, rtol=2e-3, atol=2e-5)
+    want = (exact_bits(points, b * (1 + h)) - exact_bits(points, b * (1 - h))) / (2 * h * b)
+    np.testing.assert_allclose(by_scale, want, rtol=2e-3, atol=2e-5)
+
+
+def test_bits_and_derivatives_are_finite_at_the_extremes():
+    symbol = jnp.array([0, 1e-30, 0.49999997, 0.5, 0.50000006, 1, 1e4, 2.0**30, -(2.0**30)])
+    b = jnp.asarray(entropy.scale(np.array([0, 1, 16, 62, 63])), jnp.float32)
+    pairs = [x.ravel() for x in jnp.meshgrid(symbol, jnp.append(b, 1e6))]
+    assert np.isfinite(entropy.bits(*pairs)).all()
+    assert (np.asarray(entropy.bits(*pairs)) >= 0).all()
+    for grad in jax.grad(lambda *x: jnp.sum(entropy.bits(*x)), argnums=(0, 1))(*pairs):
+        assert np.isfinite(grad).all()
+
+
+@given(levels, st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_bits_agree_with_the_cost_of_what_is_coded(level, seed):
+    own = model(np.full(400, level))
+    values = sample(own.levels, seed)
+    largest = len(entropy.counts(level)) // 2 - 1
+    values = np.clip(values, -largest, largest)
+    estimate = float(jnp.sum(entropy.bits(jnp.asarray(values, "f4"), float(entropy.scale(level)))))
+    # Rare symbols have small counts, and these are rounded.
+    assert estimate == pytest.approx(entropy.cost(values, own), rel=0.01, abs=0.5)
+
+
+def test_cost_counts_escapes():
+    own = model([0])
+    escape = entropy.counts(0)[-1]
+    largest = len(entropy.counts(0)) // 2 - 1
+    expected = PRECISION - np.log2(escape) + 1 + 2 * 10 + 1  # sign, then gamma of 2^10
+    assert entropy.cost(np.array([-(largest + 1024)]), own) == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------------------- bad data
+
+
+@given(st.binary(max_size=40), st.lists(levels, max_size=40))
+@settings(deadline=None, max_examples=200)
+def test_any_bytes_give_symbols_or_a_bitstream_error(data, level_list):
+    got = outcome(entropy.decode, data, model(level_list), len(level_list))
+    assert got is None or len(got) == len(level_list)
+    assert got == outcome(reference_decode, data, level_list)
+
+
+def test_truncated_bytes_give_symbols_or_a_bitstream_error():
+    own = model(np.random.default_rng(0).integers(0, NUM_LEVELS, 200))
+    values = sample(own.levels, 2, 3.0)
+    data = entropy.encode(values, own)
+    for end in range(len(data)):
+        got = outcome(entropy.decode, data[:end], own, 200)
+        assert got is None or (len(got) == 200 and got != values.tolist())
+
+
+@pytest.mark.parametrize("byte", [0, 0x55, 0xAA, 0xFE, 0xFF])
+def test_hostile_bytes_end_in_bounded_time(byte):
+    start = time.perf_counter()
+    for level in (0, 31, 63):
+        outcome(entropy.decode, bytes([byte]) * 20_000, model(np.full(5000, level)), 5000)
+    # All symbols escaped, each as long as can be, is the slowest.
+    own, values = model(np.zeros(500)), np.full(500, LIMIT)
+    assert outcome(entropy.decode, entropy.encode(values, own), own, 500) == values.tolist()
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    "values, level_list",
+    [
+        ([1, 2], [3]),
+        ([[1, 2]], [3, 3]),
+        ([LIMIT + 1], [20]),
+        ([-LIMIT - 1], [63]),
+    ],
+)
+def test_bad_symbols_are_refused(values, level_list):
+    with pytest.raises(ValueError, match="got"):
+        entropy.encode(np.array(values), model(level_list))
+
+
+def test_a_wrong_number_of_symbols_is_refused():
+    with pytest.raises(ValueError, match="expected"):
+        entropy.decode(b"\x00", model([1, 2]), 3)
