@@ -26,12 +26,17 @@ class Restored(NamedTuple):
 def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None:
     """Save a pytree of arrays under a step; the two newest are kept.
 
+    A run restores before it saves, so whatever lies at this step or beyond is damaged: it is
+    removed, or it would stand in the way and count among the newest.
+
     ``inputs``: JSON values that say what the run computes (config, digest of its data). A
     checkpoint of other inputs is never restored.
     """
     flat = _flatten(state)
     note = {"inputs": _canonical(inputs), "sha256": _digest(flat)}
     with _manager(folder) as manager:
+        for leftover in [other for other in manager.all_steps() if other >= step]:
+            manager.delete(leftover)
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -53,16 +58,16 @@ def restore(folder: Path, like: Any, inputs: Mapping[str, Any]) -> Restored | No
         return None
     with _manager(folder) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
-            loaded = _load(manager, step, like)
-            if loaded is None:
-                warnings.warn(f"{folder}: the checkpoint of step {step} is damaged", stacklevel=2)
-                continue
-            flat, note = loaded
-            if note["inputs"] != _canonical(inputs):
+            note = _read(manager, step, note=ocp.args.JsonRestore())
+            if note is not None and note["inputs"] != _canonical(inputs):
                 raise ValueError(
                     f"{folder} holds checkpoints of another run (other options or other data): "
                     "name another folder, or delete it"
                 )
+            flat = None if note is None else _load(manager, step, like, note["sha256"])
+            if flat is None:
+                warnings.warn(f"{folder}: the checkpoint of step {step} is damaged", stacklevel=2)
+                continue
             return Restored(jax.tree.unflatten(jax.tree.structure(like), list(flat.values())), step)
     return None
 
@@ -74,25 +79,26 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
 
-def _load(manager: ocp.CheckpointManager, step: int, like: Any):
-    """The flat arrays and the note of a step, or None if anything about them is wrong."""
-    target = jax.tree.map(np.asarray, _flatten(like))
+def _load(manager: ocp.CheckpointManager, step: int, like: Any, sha256: str):
+    """The flat arrays of a step, or None if they are not what was saved."""
+    target = ocp.args.StandardRestore(_flatten(like))
+    state = _read(manager, step, state=target)
+    if state is None:
+        return None
+    flat = {name: np.asarray(leaf) for name, leaf in sorted(state.items())}
+    return flat if _digest(flat) == sha256 else None
+
+
+def _read(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
+    """One item of a step, or None if it cannot be read."""
+    [name] = item
     try:
-        loaded = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), note=ocp.args.JsonRestore()
-            ),
-        )
-        flat = {name: np.asarray(leaf) for name, leaf in sorted(loaded["state"].items())}
-        note = loaded["note"]
-        return (flat, note) if note["sha256"] == _digest(flat) else None
+        return manager.restore(step, args=ocp.args.Composite(**item))[name]
     except Exception:  # a damaged file makes orbax raise nearly anything
         return None
 
 
 def _flatten(state: Any) -> dict[str, np.ndarray]:
-    # Scalars become 1-element arrays: orbax restores 0-d numpy values as Python numbers.
     return {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 

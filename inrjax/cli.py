@@ -113,7 +113,7 @@ class Encode:
     output: Annotated[str, _OUTPUT]
     """A name ending in .inr for one picture, else a folder (made if it is not there)."""
     codec: Literal["meta-siren", "coin"] = "meta-siren"
-    """Code the difference from a meta-learned network, or random-start weights in 16 bits."""
+    """Fit from a meta-learned network and entropy-code, or from random weights in 16 bits each."""
     width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: 32; coin: 30)")] = None
     """Width of the network's layers. It sets the size of the file."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None

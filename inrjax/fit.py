@@ -111,8 +111,11 @@ def fit(
     """Minimise ``loss_fn`` from ``params``; pure, so it can be jitted, mapped and vmapped.
 
     Call it inside a jitted function that takes the data as arguments: a loss_fn that closes over
-    arrays would be compiled again for each datum.
+    arrays would be compiled again for each datum. Raises ValueError if no window of steps ends
+    within ``num_steps``, since no snapshot would be taken.
     """
+    if not 1 <= window <= num_steps:
+        raise ValueError(f"got a window of {window} steps, expected 1 to {num_steps}")
     state = start(params, optimizer)
     state, losses = advance(loss_fn, state, optimizer, num_steps, window, key)
     return FitResult(state.best_params, losses, state.finite)
@@ -281,9 +284,9 @@ def fit_batch(
 ) -> list[FitResult]:
     """Fit every datum of a list; results as host arrays, in order.
 
-    One program, compiled once for a plan and a shape of data, serves batches of any size. Data
-    are sharded over all of JAX's devices. A CPU device takes one datum at a time, since its cache
-    holds one fit; an accelerator takes its whole share at once. ``on_progress`` counts steps over
+    Data are sharded over all of JAX's devices. A CPU device takes one datum at a time, since its
+    cache holds one fit: one program, compiled once for a plan and a shape of data, serves batches
+    of any size. An accelerator takes its whole share at once. ``on_progress`` counts steps over
     all data, and may raise to stop.
 
     Raises:

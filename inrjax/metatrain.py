@@ -89,9 +89,9 @@ def train_init(
         {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(trained.rates)}
     )
     start = replace(start, rates=rates)
-    envelope = _estimate_envelope(config, start, images, _second_half(on_progress))
+    learned = learn_prior(config, start, images, _second_half(on_progress))
     note = {"config": asdict(config), "num_images": len(images), "data_sha256": digest}
-    return replace(start, envelope=envelope, info=note | (info or {}))
+    return replace(learned, info=note | (info or {}))
 
 
 # ---------------------------------------------------------------------------- MAML
@@ -207,26 +207,35 @@ def _data_digest(images: Sequence[Image]) -> str:
 # ---------------------------------------------------------------------------- the prior
 
 
-def _estimate_envelope(
-    config: MetaTrainConfig, init: Init, images: Sequence[Image], on_progress: OnProgress | None
-) -> dict[str, Any]:
-    """Laplace scales of fitted params, in quarter octaves: one for each column of the first layer
-    (they fall steeply with the frequency), one for each other tensor (whose rows and columns are
-    alike: finer scales gained nothing on held-back images)."""
+def learn_prior(
+    config: MetaTrainConfig,
+    init: Init,
+    images: Sequence[Image],
+    on_progress: OnProgress | None = None,
+) -> Init:
+    """The init with its envelope estimated anew, from fits to up to ``config.prior_images`` images.
+
+    One Laplace scale, in quarter octaves, for each column of the first layer (they fall steeply
+    with the frequency), one for each other tensor (whose rows and columns are alike: finer scales
+    gained nothing on held-back images).
+
+    Raises:
+      ValueError: every fit diverged.
+    """
     chosen = [images[i] for i in _spread(len(images), config.prior_images)]
     fits = [
         dict(trees.leaves(learned["net"]))
         for learned in _fit_prior(config, init, chosen, on_progress)
     ]
     envelope = {}
-    for path, leaf in trees.leaves(init.params):
-        # The maximum-likelihood scale of a Laplace distribution around 0 is the mean magnitude.
-        magnitude = np.abs(np.stack([fitted[path] for fitted in fits]))
-        by_column = path.startswith("layer_00/") and np.ndim(leaf) == 2
-        axes = (0, 1) if by_column else tuple(range(magnitude.ndim))
-        scale = magnitude.mean(axes, keepdims=True)[0]
+    for path, mean in trees.leaves(init.mean()):
+        # The maximum-likelihood scale of a Laplace distribution is the mean distance from its mean.
+        distance = np.abs(np.stack([fitted[path] for fitted in fits]) - mean)
+        by_column = path.startswith("layer_00/") and mean.ndim == 2
+        axes = (0, 1) if by_column else tuple(range(distance.ndim))
+        scale = distance.mean(axes, keepdims=True)[0]
         envelope[path] = np.clip(np.rint(4 * np.log2(scale + 1e-12)), -127, 127).astype(np.int8)
-    return trees.from_leaves(envelope)
+    return replace(init, envelope=trees.from_leaves(envelope))
 
 
 def _fit_prior(
@@ -253,9 +262,21 @@ def _spread(count: int, most: int) -> list[int]:
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, most)).round())]
 
 
+_PROGRESS_UNITS = 1000
+
+
 def _first_half(on_progress: OnProgress | None) -> OnProgress | None:
-    return on_progress and (lambda done, total: on_progress(done, 2 * total))
+    return _half(on_progress, 0)
 
 
 def _second_half(on_progress: OnProgress | None) -> OnProgress | None:
-    return on_progress and (lambda done, total: on_progress(total + done, 2 * total))
+    return _half(on_progress, _PROGRESS_UNITS)
+
+
+def _half(on_progress: OnProgress | None, start: int) -> OnProgress | None:
+    """One of two parts of the progress, each of `_PROGRESS_UNITS`."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(
+        start + _PROGRESS_UNITS * done // total, 2 * _PROGRESS_UNITS
+    )

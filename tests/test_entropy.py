@@ -6,7 +6,8 @@ import bisect
 import subprocess
 import sys
 import time
-from decimal import ROUND_FLOOR, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,7 @@ def test_the_constants_are_what_the_exponential_says():
         for i, constant in enumerate(entropy._TOP_OCTAVE):
             b = Decimal(2) ** (Decimal(44 + i) / 4)
             exact = Decimal(2) ** 62 * (-1 / (2 * b)).exp()
-            assert constant == int(exact.to_integral_value(rounding=ROUND_FLOOR))
+            assert constant == int(exact.to_integral_value(rounding=ROUND_HALF_EVEN))
 
 
 @pytest.mark.parametrize("level", range(NUM_LEVELS))
@@ -222,6 +223,30 @@ def test_counts_are_the_laplace_mass(level):
     # What rounding down leaves goes to 0: at most one count for each of the others.
     rest = 2**PRECISION * (1 - 2 * laplace.sf(0.5, scale=b))
     assert -2 <= table[largest] - rest <= 2 * largest + 2
+
+
+def counts_by_the_book(level: int) -> list[int]:
+    """As docs/bitstream.md states them."""
+    q = (
+        4610560255948314624,
+        4610739350409155263,
+        4610889955683844661,
+        4611016602927045598,
+    )[level % 4]
+    for _ in range((63 - level) // 4):
+        q = q * q // 2**62
+    r, x, tails = q * q // 2**62, q, [q // 2**38]
+    while len(tails) < 2 or tails[-2] - tails[-1] >= 2:
+        x = x * r // 2**62
+        tails.append(x // 2**38)
+    sides = [(a - b) // 2 for a, b in pairwise(tails[:-1])]
+    escape = max(1, tails[-2])
+    return [*sides[::-1], 2**24 - 2 * sum(sides) - escape, *sides, escape]
+
+
+def test_counts_are_exactly_the_documented_ones():
+    for level in range(NUM_LEVELS):
+        assert entropy.counts(level).tolist() == counts_by_the_book(level)
 
 
 @pytest.mark.parametrize("level", range(0, NUM_LEVELS, 7))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import photograph
 
-from inrjax import entropy, fit, meta, overfit, quantize, trees
+from inrjax import entropy, fit, overfit, quantize, trees
 from inrjax.images import coordinates, to_float
 from inrjax.init import Init, flat_init
 from inrjax.nets.siren import Encoding, Siren
@@ -22,6 +21,7 @@ IMAGE = photograph(24, 20)
 TILING = fit.Tiling(128, 2)
 NET = Siren(8, 2, encoding=Encoding(4, 1.7))
 STEPS = 60
+INIT = jax.jit(lambda seed: NET.init(jax.random.key(seed, impl="unsafe_rbg")))
 
 
 def points(image: np.ndarray = IMAGE) -> fit.Points:
@@ -35,16 +35,16 @@ def psnr(net: Siren, params: Any, image: np.ndarray = IMAGE) -> float:
 
 
 @cache
-def tiny_init(net: Siren = NET, inner_steps: int = 2) -> Init:
+def tiny_init() -> Init:
     """A random init with a mean, scales and inner rates that are all different."""
-    params = jax.tree.map(np.asarray, net.init(jax.random.key(3)))
-    start = flat_init(net, params)
+    params = jax.tree.map(np.asarray, INIT(3))
+    start = flat_init(NET, params)
     leaves = list(trees.leaves(params))
     keep = {path: np.float32(0.5 + 0.05 * i) for i, (path, _) in enumerate(leaves)}
     envelope = {
         path: np.full((1,) * leaf.ndim, i - 24, np.int8) for i, (path, leaf) in enumerate(leaves)
     }
-    rates = {path: np.full((inner_steps, *leaf.shape), 0.02, np.float16) for path, leaf in leaves}
+    rates = {path: np.full((2, *leaf.shape), 0.02, np.float16) for path, leaf in leaves}
     return replace(
         start,
         keep=trees.from_leaves(keep),
@@ -68,11 +68,11 @@ def test_image_points_are_the_pixels_at_their_coordinates() -> None:
 
 
 def test_the_mse_is_on_the_unit_scale() -> None:
-    params = jax.tree.map(np.asarray, NET.init(jax.random.key(0)))
+    params = jax.tree.map(np.asarray, INIT(0))
     datum = jax.tree.map(jnp.asarray, points())
-    mse = overfit._image_mse(NET, params, datum, jnp.arange(4))
+    mse = jax.jit(lambda params: overfit._image_mse(NET, params, datum, jnp.arange(4)))(params)
     assert -10 * np.log10(float(mse)) == pytest.approx(psnr(NET, params), abs=1e-3)
-    by_tile = jax.vmap(lambda *tile: overfit.point_mse(NET, params, *tile))(*datum[:3])
+    by_tile = jax.jit(jax.vmap(lambda *tile: overfit.point_mse(NET, params, *tile)))(*datum[:3])
     counts = datum.weights.sum(axis=1)
     assert float(by_tile @ counts / counts.sum()) == pytest.approx(float(mse), rel=1e-5)
 
@@ -87,24 +87,31 @@ def test_an_optimiser_is_a_hashable_value(optimizer) -> None:
     assert replace(optimizer, learning_rate=0.01) != optimizer
 
 
-@pytest.mark.parametrize(("optimizer", "decays"), [(overfit.Muon, True), (overfit.Adam, False)])
-def test_the_schedule(optimizer, decays) -> None:
-    chosen = optimizer(0.02).build(10)
-    params = {"bias": jnp.zeros(3)}
+def update_sizes(optimizer: overfit.Optimizer) -> np.ndarray:
+    """The largest update of steps 0..10 of a fit of 10, under a constant gradient."""
+    chosen = optimizer.build(10)
+    params = {"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     state, sizes = chosen.init(params), []
+    update = jax.jit(chosen.update)
     for _ in range(11):
-        updates, state = chosen.update({"bias": jnp.ones(3)}, state, params)
-        sizes.append(float(jnp.abs(updates["bias"]).max()))
-    expected = 0.02 * (0.5 * (1 + np.cos(np.pi * np.arange(11) / 10)) if decays else np.ones(11))
-    np.testing.assert_allclose(sizes, expected, rtol=1e-3, atol=1e-6)
+        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+        sizes.append([float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates)])
+    return np.array(sizes)
+
+
+def test_muon_decays_to_zero_and_adam_does_not() -> None:
+    muon, adam = update_sizes(overfit.Muon(0.02)), update_sizes(overfit.Adam(0.02))
+    assert np.all(np.diff(muon, axis=0) < 0)
+    np.testing.assert_array_equal(muon[10], 0)
+    np.testing.assert_allclose(adam, 0.02, rtol=1e-4)
+    np.testing.assert_allclose(update_sizes(overfit.Muon(0.01)), muon / 2, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------- plain
 
 
-@pytest.mark.parametrize("optimizer", [overfit.Muon(0.01), overfit.Adam(3e-3)])
-def test_a_plain_fit_improves_the_image(optimizer) -> None:
-    plan = overfit.PlainPlan(NET, optimizer, STEPS, tiles_per_step=4, window=1)
+def test_a_plain_fit_improves_the_image() -> None:
+    plan = overfit.PlainPlan(NET, overfit.Muon(0.01), STEPS, tiles_per_step=4, window=1)
     key = jax.random.key(0)
     (result,) = fit.fit_batch(plan, key, [points()])
     assert bool(result.finite)
@@ -122,95 +129,99 @@ def test_a_plain_fit_improves_the_image(optimizer) -> None:
 def test_rate_shared_values(with_rates) -> None:
     init = tiny_init() if with_rates else replace(tiny_init(), rates=None)
     shared = overfit.rate_shared(init, seed=4)
-    mean, params, scales = (
-        dict(trees.leaves(tree)) for tree in (shared.mean, shared.params, shared.scales)
-    )
+    start = 0
+    # Means and scales are vectors in the order of the params' leaves, in jax and in trees alike.
+    assert shared.mean.shape == shared.scales.shape == (init.net.num_params,)
     for i, (path, leaf) in enumerate(trees.leaves(init.params)):
+        part = slice(start, start + leaf.size)
         wide = np.asarray(leaf, np.float32)
-        assert params[path].dtype == mean[path].dtype == jnp.float32
-        np.testing.assert_array_equal(params[path], wide)
-        np.testing.assert_array_equal(mean[path], np.float32(0.5 + 0.05 * i) * wide)
-        np.testing.assert_allclose(scales[path], np.full((1,) * wide.ndim, 2.0 ** ((i - 24) / 4)))
+        np.testing.assert_array_equal(dict(trees.leaves(shared.params))[path], wide)
+        expected = np.float32(0.5 + 0.05 * i) * wide.ravel()
+        np.testing.assert_array_equal(shared.mean[part], expected)
+        np.testing.assert_allclose(shared.scales[part], 2.0 ** ((i - 24) / 4), rtol=1e-6)
+        start += leaf.size
+    assert {leaf.dtype for _, leaf in trees.leaves(shared.params)} == {jnp.dtype("float32")}
     if not with_rates:
         assert shared.rates is None
     else:
-        assert {leaf.dtype for _, leaf in trees.leaves(shared.rates)} == {jnp.dtype("float32")}
-        assert {leaf.shape[0] for _, leaf in trees.leaves(shared.rates)} == {2}
+        rates = dict(trees.leaves(shared.rates))
+        for path, leaf in trees.leaves(init.rates):
+            assert rates[path].dtype == jnp.float32
+            np.testing.assert_array_equal(rates[path], np.asarray(leaf, np.float32))
     assert shared.key == jax.random.key(4)
+
+
+def test_a_first_layer_s_columns_have_scales_of_their_own() -> None:
+    init = tiny_init()
+    envelope = trees.from_leaves(dict(trees.leaves(init.envelope)))
+    columns = np.arange(NET.num_features, dtype=np.int8)[None] - 40
+    envelope["layer_00"]["weight"] = columns
+    scales = overfit.rate_shared(replace(init, envelope=envelope), seed=0).scales
+    weight = trees.unravel(np.asarray(scales), init.params)["layer_00"]["weight"]
+    np.testing.assert_allclose(weight, np.repeat(2.0 ** (columns / 4), 8, axis=0), rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------- rate: the grid
 
+SOFT = jax.jit(overfit._soft_symbols)
 
-def learned_example(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+
+def learned_example(seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
     """A fit's learned tree with a step size of its own for each tensor, and a mean."""
     rng = np.random.default_rng(seed)
     net = {
         "a": rng.normal(size=(40, 30)).astype("f4"),
         "b": rng.normal(size=50).astype("f4"),
     }
-    steps = {name: np.float32(rng.uniform(-8, -1)) for name in net}
-    mean = jax.tree.map(lambda leaf: np.float32(0.3) * leaf.round(1), net)
-    learned = {"net": net, "log_step": steps, "log_scale": jax.tree.map(np.zeros_like, steps)}
-    return learned, mean
+    mean = np.float32(0.3) * trees.ravel(net).round(1)
+    steps = rng.uniform(-8, -1, 2).astype("f4")
+    return {"net": net, "log_step": steps, "log_scale": np.zeros(2, "f4")}, mean
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+PARTS = {"a": slice(0, 1200), "b": slice(1200, 1250)}
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_rounded_steps_use_the_coded_ladder(seed) -> None:
     learned, mean = learned_example(seed)
-    symbols, steps = overfit._soft_symbols(learned, mean, jnp.asarray(True), jax.random.key(0))
-    for name in learned["net"]:
-        index = quantize.nearest_index(float(np.exp(np.float64(learned["log_step"][name]))))
-        assert float(steps[name]) == pytest.approx(quantize.step_size(index), rel=3e-7)
-        delta = np.float64(learned["net"][name]) - np.float64(mean[name])
+    symbols, steps = map(np.asarray, SOFT(learned, mean, True, jax.random.key(0)))
+    np.testing.assert_array_equal(symbols, np.rint(symbols))
+    for i, (name, part) in enumerate(PARTS.items()):
+        index = quantize.nearest_index(float(np.exp(np.float64(learned["log_step"][i]))))
+        np.testing.assert_allclose(steps[part], quantize.step_size(index), rtol=3e-6)
+        delta = np.float64(learned["net"][name].ravel()) - np.float64(mean[part])
         coded = quantize.uniform({name: delta}, {name: index}).symbols[name]
         # The same integers, but where float32 and float64 fall on two sides of a tie.
-        np.testing.assert_array_equal(symbols[name], np.rint(symbols[name]))
-        assert np.mean(symbols[name] != coded) < 0.002
+        assert np.abs(symbols[part] - coded).max() <= 1
+        assert np.sum(symbols[part] != coded) <= 3
 
 
-def test_noisy_steps_add_less_than_half_a_symbol_and_use_the_learned_step() -> None:
+def test_noisy_steps_add_at_most_half_a_symbol_and_use_the_learned_step() -> None:
     learned, mean = learned_example()
-    drawn = [
-        overfit._soft_symbols(learned, mean, jnp.asarray(False), jax.random.key(seed))
-        for seed in range(2)
-    ]
     noises = []
-    for symbols, steps in drawn:
-        for name, step in steps.items():
-            assert float(step) == pytest.approx(float(np.exp(learned["log_step"][name])), rel=1e-6)
-            noise = symbols[name] - (learned["net"][name] - mean[name]) / step
-            assert np.abs(noise).max() < 0.5 + 1e-3
-            assert np.std(noise) == pytest.approx(12**-0.5, rel=0.2)
-        noises.append(np.ravel(symbols["a"]))
-    assert not np.any(noises[0] == noises[1])
+    for seed in range(2):
+        symbols, steps = SOFT(learned, mean, False, jax.random.key(seed))
+        for i, part in enumerate(PARTS.values()):
+            np.testing.assert_allclose(steps[part], np.exp(learned["log_step"][i]), rtol=1e-6)
+        noises.append(np.asarray(symbols - (trees.ravel(learned["net"]) - mean) / steps))
+        assert np.abs(noises[-1]).max() <= 0.5 + 1e-3
+        assert np.std(noises[-1]) == pytest.approx(12**-0.5, rel=0.1)
+    assert np.abs(np.corrcoef(*noises)[0, 1]) < 0.1
 
 
 def test_rounding_passes_gradients_straight_through() -> None:
     learned, mean = learned_example()
 
     def total(learned):
-        symbols, _ = overfit._soft_symbols(learned, mean, jnp.asarray(True), jax.random.key(0))
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(symbols))
+        return jnp.sum(overfit._soft_symbols(learned, mean, True, jax.random.key(0))[0])
 
-    gradient = jax.grad(total)(jax.tree.map(jnp.asarray, learned))
-    for name, log_step in learned["log_step"].items():
-        step = 2 ** (np.rint(8 * np.log2(np.exp(log_step))) / 8)
+    gradient = jax.jit(jax.grad(total))(learned)
+    for i, (name, part) in enumerate(PARTS.items()):
+        step = 2 ** (np.rint(8 * np.log2(np.exp(learned["log_step"][i]))) / 8)
         np.testing.assert_allclose(gradient["net"][name], 1 / step, rtol=1e-5)
-        # d symbol / d log step = -symbol, up to the ladder's nearest rung.
-        expected = -np.sum((learned["net"][name] - mean[name]) / step)
-        assert float(gradient["log_step"][name]) == pytest.approx(expected, rel=0.1)
-
-
-def test_total_bits_is_the_entropy_model_s() -> None:
-    learned, mean = learned_example()
-    symbols, steps = overfit._soft_symbols(learned, mean, jnp.asarray(True), jax.random.key(0))
-    scales = {"a": jnp.full((1, 1), 0.25), "b": jnp.full(1, 1e-9)}  # the second below the floor
-    offsets = {"a": jnp.asarray(0.2), "b": jnp.asarray(0.0)}
-    bits = overfit._total_bits(symbols, steps, scales, offsets)
-    expected = np.sum(entropy.bits(symbols["a"], 0.25 / steps["a"] * np.exp(0.2)))
-    expected += np.sum(entropy.bits(symbols["b"], entropy.scale(0)))
-    assert float(bits) == pytest.approx(float(expected), rel=1e-5)
+        real = (learned["net"][name].ravel() - mean[part]) / step
+        # A symbol is delta / step: its derivative by the log of the step is minus itself.
+        assert float(gradient["log_step"][i]) == pytest.approx(-real.sum(), rel=1e-4)
 
 
 def test_some_steps_are_rounded_and_only_the_last() -> None:
@@ -235,78 +246,79 @@ def rate_fit(slope: float, envelope_shift: int = 0) -> fit.FitResult:
     return fit.fit_batch(rate_plan(slope), shared, [points()])[0]
 
 
-def coded(result: fit.FitResult) -> tuple[Any, float]:
-    """The params that a file would hold, and their bits under the learned scales."""
-    shared = overfit.rate_shared(tiny_init(), seed=0)
-    symbols, steps = overfit._soft_symbols(
-        result.params, shared.mean, jnp.asarray(True), jax.random.key(0)
-    )
-    params = jax.tree.map(lambda m, k, s: m + k * s, shared.mean, symbols, steps)
-    bits = overfit._total_bits(symbols, steps, shared.scales, result.params["log_scale"])
-    return jax.tree.map(np.asarray, params), float(bits)
+@cache
+def coded(slope: float) -> tuple[Any, float]:
+    """The params that a file of that fit would hold, and their bits under the learned scales."""
+    shared, learned = overfit.rate_shared(tiny_init(), seed=0), rate_fit(slope).params
+    mean, scales = (trees.unravel(np.asarray(x), shared.params) for x in shared[2:4])
+    params, bits = {}, 0.0
+    for i, (path, leaf) in enumerate(trees.leaves(learned["net"])):
+        centre = np.float64(dict(trees.leaves(mean))[path])
+        grid = {"leaf": quantize.nearest_index(float(np.exp(learned["log_step"][i])))}
+        quantized = quantize.uniform({"leaf": leaf - centre}, grid)
+        params[path] = np.float32(centre + quantize.dequantize(quantized)["leaf"])
+        scale = dict(trees.leaves(scales))[path] / quantize.step_size(grid["leaf"])
+        scale = np.maximum(scale * np.exp(learned["log_scale"][i]), entropy.scale(0))
+        bits += float(np.sum(entropy.bits(quantized.symbols["leaf"].astype("f4"), scale)))
+    return trees.from_leaves(params), bits
 
 
 def test_a_rate_fit_improves_the_image_as_it_is_coded() -> None:
-    result = rate_fit(0.1)
-    params, _ = coded(result)
+    result = rate_fit(0.3)
+    params, _ = coded(0.3)
     assert bool(result.finite)
     begin = jax.tree.map(np.float32, tiny_init().params)
     assert psnr(NET, params) > psnr(NET, begin) + 4
 
 
 def test_the_snapshot_is_of_the_rounded_part_and_of_its_loss() -> None:
-    result, plan = rate_fit(0.1), rate_plan(0.1)
-    params, bits = coded(result)
-    loss = np.log(10 ** (-psnr(NET, params) / 10) + overfit.MSE_FLOOR) + 0.1 * np.log(bits)
+    result, plan = rate_fit(0.3), rate_plan(0.3)
+    params, bits = coded(0.3)
+    loss = np.log(10 ** (-psnr(NET, params) / 10) + overfit.MSE_FLOOR) + 0.3 * np.log(bits)
     assert loss == pytest.approx(result.losses[plan.noisy_steps :].min(), abs=1e-3)
 
 
-def test_a_larger_slope_gives_fewer_bits_and_a_worse_image() -> None:
-    params, bits = zip(*[coded(rate_fit(slope)) for slope in (0.0, 0.1, 2.0)], strict=True)
-    assert bits[0] > bits[1] > bits[2]
-    assert psnr(NET, params[0]) > psnr(NET, params[2])
+def test_a_larger_slope_gives_fewer_bits() -> None:
+    assert coded(0.0)[1] > 1.05 * coded(0.3)[1]
 
 
 def test_slope_zero_ignores_the_rate() -> None:
     result = rate_fit(0.0)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(result.params["log_scale"]))
+    np.testing.assert_array_equal(result.params["log_scale"], 0)
     # Another prior changes the rate, and nothing else.
     other = rate_fit(0.0, envelope_shift=8)
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
-    moved = rate_fit(0.1).params["log_scale"]
-    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(moved))
+    assert np.all(rate_fit(0.3).params["log_scale"] != 0)
 
 
 def test_a_rate_fit_starts_at_the_adapted_init() -> None:
     shared = overfit.rate_shared(tiny_init(), seed=0)
     datum = jax.tree.map(jnp.asarray, points())
-    plan = rate_plan(0.1)
+    plan = rate_plan(0.3)
     params = shared.params
-    for i in range(2):  # by hand: one slice of tiles after the other, at its own rates
-        gradient = jax.grad(
-            lambda p, i=i: overfit.point_mse(NET, p, *(leaf[i] for leaf in datum[:3]))
-        )(params)
-        params = jax.tree.map(lambda p, r, g, i=i: p - r[i] * g, params, shared.rates, gradient)
+    gradient = jax.jit(jax.grad(partial(overfit.point_mse, NET)))
+    for i in range(2):  # by hand: one tile after the other, at its own rates
+        slopes = gradient(params, *(leaf[i] for leaf in datum[:3]))
+        params = jax.tree.map(lambda p, r, g, i=i: p - r[i] * g, params, shared.rates, slopes)
     started = jax.jit(plan.start)(shared, datum).params
-    for (path, a), (_, b) in zip(trees.leaves(started["net"]), trees.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=path)
-    assert all(
-        float(leaf) == pytest.approx(np.log(overfit.INITIAL_STEP))
-        for leaf in jax.tree.leaves(started["log_step"])
+    moved = trees.ravel(params) - trees.ravel(shared.params)
+    assert np.abs(moved).max() > 1e-4
+    np.testing.assert_allclose(
+        trees.ravel(started["net"]) - trees.ravel(shared.params), moved, rtol=1e-3, atol=1e-6
     )
+    np.testing.assert_allclose(np.exp(started["log_step"]), overfit.INITIAL_STEP, rtol=1e-6)
     plain = jax.jit(plan.start)(shared._replace(rates=None), datum).params
     np.testing.assert_array_equal(trees.ravel(plain["net"]), trees.ravel(shared.params))
 
 
 def test_the_grid_has_an_optimiser_of_its_own() -> None:
-    state = rate_plan(0.1)._optimizer()
-    shared = overfit.rate_shared(replace(tiny_init(), rates=None), seed=0)
-    learned = rate_plan(0.1).start(shared, points()).params
-    gradient = jax.tree.map(jnp.ones_like, learned)
-    updates, _ = state.update(gradient, state.init(learned), learned)
+    optimizer = rate_plan(0.3)._optimizer()
+    net = jax.tree.map(jnp.asarray, tiny_init().params)
+    learned = {"net": net, "log_step": jnp.zeros(6), "log_scale": jnp.zeros(6)}
+    state = jax.jit(optimizer.init)(learned)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, learned), state, learned)
     for name in ("log_step", "log_scale"):
-        sizes = [float(leaf) for leaf in jax.tree.leaves(updates[name])]
-        np.testing.assert_allclose(sizes, -overfit.GRID_LEARNING_RATE, rtol=1e-4)
-    assert isinstance(overfit.Muon(0.01).build(5), optax.GradientTransformation)
-    assert meta.MetaParams(1, 2) == (1, 2)
+        np.testing.assert_allclose(updates[name], -overfit.GRID_LEARNING_RATE, rtol=1e-4)
+    rates = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates["net"])]
+    assert max(rates) < overfit.GRID_LEARNING_RATE

@@ -353,13 +353,6 @@ def test_vmap_over_params_is_a_loop() -> None:
     np.testing.assert_allclose(together, np.stack(loop), rtol=1e-5, atol=1e-5)
 
 
-def test_vmap_of_init_is_a_loop() -> None:
-    net, keys = Siren(6, 1), jax.random.split(jax.random.key(0), 3)
-    many = trees.unstack(jax.jit(jax.vmap(net.init))(keys))
-    for drawn, own in zip(many, keys, strict=True):
-        np.testing.assert_array_equal(trees.ravel(drawn), trees.ravel(init(net, own)))
-
-
 @pytest.mark.parametrize("name", ["encoded", "volume"])
 def test_gradient_against_finite_differences(name) -> None:
     net, params, coords, _ = example(name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from inrjax import bitstream, entropy, images, quantize, trees
 from inrjax.init import Init, find_init, packaged_init, packaged_widths
-from inrjax.nets.siren import Encoding, Siren
+from inrjax.nets.siren import MAX_DEPTH, Siren
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 WIDTHS = packaged_widths()
 """Widths that MetaSiren has a packaged init for: a rate curve, one file size for each."""
 
-META_SIREN_DEPTH = 4
-META_SIREN_ENCODING = Encoding(num_frequencies=16, ratio=1.4)
 _RETRIES = 2
 _DIGEST_BYTES = 4
 _BAND_PIXELS = 1 << 18
@@ -65,8 +63,10 @@ def _fit_all(
     """
     params: dict[int, Params] = {}
     waiting = list(range(len(batch)))
-    for _ in range(1 + _RETRIES):
-        results = _fit_once([batch[i] for i in waiting], fitting, shared, on_progress)
+    for attempt in range(1 + _RETRIES):
+        # The few that are tried again are not in the total that was announced.
+        report = on_progress if attempt == 0 else None
+        results = _fit_once([batch[i] for i in waiting], fitting, shared, report)
         params |= {i: r.params for i, r in zip(waiting, results, strict=True) if r.finite}
         waiting = [i for i in waiting if i not in params]
         if not waiting:
@@ -160,8 +160,10 @@ class Coin:
     sections: ClassVar[tuple[str, ...]] = ("net", "weights")
 
     def __post_init__(self):
-        if not (1 <= self.width <= 65535 and 1 <= self.depth <= 255 and self.num_steps >= 1):
-            raise ValueError(f"got {self}, expected width 1..65535, depth 1..255, num_steps >= 1")
+        if not (1 <= self.width <= 65535 and 1 <= self.depth <= MAX_DEPTH and self.num_steps >= 1):
+            raise ValueError(
+                f"got {self}, expected width 1..65535, depth 1..{MAX_DEPTH}, num_steps >= 1"
+            )
 
     @property
     def name(self) -> str:
@@ -213,7 +215,7 @@ class Coin:
     def _decode_one(self, data: bytes) -> Image:
         stream = _unpack(data, type(self))
         shape, weights = stream.sections
-        if len(shape) != 3 or 0 in (shape[0] | shape[1], shape[2]):
+        if len(shape) != 3 or not (shape[0] | shape[1] and 1 <= shape[2] <= MAX_DEPTH):
             raise BitstreamError("the section 'net' is damaged")
         net = Siren(int.from_bytes(shape[:2], "little"), shape[2])
         if len(weights) != 2 * net.num_params:

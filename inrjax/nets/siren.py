@@ -28,7 +28,7 @@ class Encoding:
     ratio: float = 1.4
 
     def __post_init__(self):
-        if self.num_frequencies < 1 or self.ratio <= 0:
+        if self.num_frequencies < 1 or not 0 < self.ratio < np.inf:
             raise ValueError(f"got {self}, expected num_frequencies >= 1 and ratio > 0")
 
     def angular(self) -> np.ndarray:
@@ -42,7 +42,7 @@ class Siren:
 
     Args:
       width: neurons of a layer, >= 1.
-      depth: sine layers, the first included, >= 1.
+      depth: sine layers, the first included, 1..98.
       w0: the frequency factor of every sine layer, > 0.
       in_dim: coordinates of a point (2 for an image).
       out_dim: values at a point (3 for RGB).
@@ -60,8 +60,9 @@ class Siren:
     encoding: Encoding | None = None
 
     def __post_init__(self):
-        if min(self.width, self.depth, self.in_dim, self.out_dim) < 1 or self.w0 <= 0:
-            raise ValueError(f"got {self}, expected sizes >= 1 and w0 > 0")
+        sizes = (self.width, self.depth, self.in_dim, self.out_dim)
+        if min(sizes) < 1 or self.depth > MAX_DEPTH or not 0 < self.w0 < np.inf:
+            raise ValueError(f"got {self}, expected sizes >= 1, depth <= {MAX_DEPTH} and w0 > 0")
 
     @property
     def num_features(self) -> int:
@@ -84,8 +85,9 @@ class Siren:
     def init(self, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
         """Random params, float32 (Sitzmann et al. 2020, section 3.2 and supplement 1.5).
 
-        The first layer is uniform in +-1/in, the others in +-sqrt(6/in)/w0, so that w0 (W h + b)
-        has about unit variance in every layer; biases are uniform in +-1/sqrt(in), as COIN's are.
+        Weights of the first layer are uniform in +-1/in, of the others in +-sqrt(6/in)/w0, so that
+        w0 W h has about unit variance in every hidden layer; biases are uniform in +-1/sqrt(in),
+        as COIN's are, and spread the phases of the sines.
         """
         import jax
 
@@ -166,6 +168,9 @@ class Siren:
         weight, bias = layers[-1]
         return weight @ h + bias
 
+
+MAX_DEPTH = 98
+"""Sine layers at most: with the linear one, names of two digits sort in the network's order."""
 
 HOST_TILE = 4096
 """Points decoded at once: the activations of a tile stay in cache."""

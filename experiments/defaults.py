@@ -1,0 +1,161 @@
+"""Which optimiser, learning rate, slope, subset and prior mean should be MetaSiren's defaults?
+
+Claim: Muon at 3e-3, slope 0.3, 12,288 pixels a step, prior mean 0.
+Command: python -m experiments.defaults --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
+Minutes: about 8 on 2 cores. A stopped run goes on: rows that exist are kept.
+Expected: the table in results/defaults/<config hash>/table.md.
+
+Measured on cid22 images that were held back from meta-training, one change at a time, from files
+that another process decoded. ``score`` is mean PSNR - 1.6 dB * log2(bpp / bpp of the default):
+1.6 dB for twice the bytes is what width buys around these rates. ``--smoke``: one small crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
+from inrjax import codecs, datasets, metatrain, overfit, results, trees
+from inrjax.evaluate import evaluate
+from inrjax.images import read_image
+from inrjax.init import Init, packaged_init
+from inrjax.results import Summary
+from inrjax.types import Image
+
+DB_PER_OCTAVE = 1.6
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared; ``init``: digest of the packaged one, filled in when it runs."""
+
+    width: int = 32
+    num_steps: int = 1000
+    muon: tuple[float, ...] = (1.5e-3, 3e-3, 4.5e-3, 6e-3)
+    adam: tuple[float, ...] = (1e-3, 3e-3)
+    slopes: tuple[float, ...] = (0.2, 0.4)
+    points: tuple[int, ...] = (6_144, 24_576)
+    prior_images: int = 8
+    num_images: int = 8
+    seed: int = 0
+    images: str = "cid22, held back"
+    init: str = ""
+
+
+SMOKE = Config(
+    num_steps=4, muon=(3e-3,), adam=(), slopes=(), points=(), prior_images=1, num_images=1,
+    images="smoke",
+)  # fmt: skip
+
+
+def variants(config: Config, training: Sequence[Image]) -> dict[str, codecs.MetaSiren]:
+    """Name -> codec; the first is the default. Pixel subsets are compared at equal pixel-steps."""
+    base = codecs.MetaSiren(config.width, config.num_steps, config.seed)
+    points = base.points_per_step
+    return {
+        "default": base,
+        **{f"Muon {rate:g}": replace(base, optimizer=overfit.Muon(rate)) for rate in config.muon},
+        **{f"Adam {rate:g}": replace(base, optimizer=overfit.Adam(rate)) for rate in config.adam},
+        **{f"slope {slope:g}": replace(base, slope=slope) for slope in config.slopes},
+        **{
+            f"{n} pixels, {config.num_steps * points // n} steps": replace(
+                base, points_per_step=n, num_steps=config.num_steps * points // n
+            )
+            for n in config.points
+        },
+        **{
+            f"prior mean: {name}": replace(base, init=init)
+            for name, init in prior_means(config, training).items()
+        },
+    }
+
+
+def prior_means(config: Config, training: Sequence[Image]) -> dict[str, Init]:
+    """Inits whose coded distance is from the init's biases, or from all of it, each with scales
+    that were estimated for it by the same fits to training images."""
+    init = packaged_init(config.width)
+    learning = metatrain.MetaTrainConfig(
+        config.width, prior_images=config.prior_images, prior_steps=config.num_steps
+    )
+
+    def kept(path: str, everything: bool) -> np.float32:
+        return np.float32(everything or path.endswith("bias"))
+
+    means = {}
+    for name, everything in (("the init's biases", False), ("the init", True)):
+        keep = {path: kept(path, everything) for path, _ in trees.leaves(init.params)}
+        moved = replace(init, keep=trees.from_leaves(keep))
+        means[name] = metatrain.learn_prior(learning, moved, training)
+    return means
+
+
+def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
+    """Measure every variant on the held-back images; returns the run folder."""
+    config = replace(config, init=packaged_init(config.width).digest.hex()[:8])
+    folder = results.run_folder(root, config)
+    summaries: dict[str, Summary] = {}
+    for i, (name, codec) in enumerate(variants(config, training).items()):
+        print(name, flush=True)
+        part = folder / f"{i:02d}"
+        rows = evaluate([codec], images, part, batch_size=len(images), on_progress=print_progress())
+        [summaries[name]] = results.summarise(rows)
+    results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
+    (folder / "table.md").write_text(table(config, len(images), summaries), "utf-8")
+    return folder
+
+
+def table(config: Config, num_images: int, summaries: Mapping[str, Summary]) -> str:
+    """One line a variant."""
+    anchor = summaries["default"].bpp
+
+    def score(s: Summary) -> float:
+        return s.psnr - DB_PER_OCTAVE * float(np.log2(s.bpp / anchor))
+
+    lines: list[list[Any]] = [
+        [name, f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}", f"{score(s):.2f}"]
+        for name, s in summaries.items()
+    ]
+    title = (
+        f"# Defaults of MetaSiren, width {config.width}, {config.num_steps} steps, "
+        f"{num_images} images ({config.images}), seed {config.seed}"
+    )
+    header = ["variant", "bytes", "bpp", "PSNR dB", "score dB"]
+    return f"{title}\n\n{markdown(header, lines)}\n"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    config: Config = Config()
+    data: Path | None = None
+    output: Path = ROOT / "results" / "defaults"
+    smoke: bool = False
+
+
+def main(options: Options) -> Path:
+    """Set one device a core, read the images, run; returns the run folder."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", results.cpu_count())
+    if options.smoke:
+        [(name, image), *_] = smoke_images().items()
+        config, training, images = SMOKE, [image], {name: image}
+    else:
+        config = options.config
+        training = [read_image(path).image for path in datasets.cid22_train(options.data)]
+        paths = datasets.cid22_held_back(options.data)[: config.num_images]
+        images = {path.stem: read_image(path).image for path in paths}
+    folder = run(config, training, images, options.output)
+    print((folder / "table.md").read_text("utf-8"))
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(tyro.conf.OmitArgPrefixes[Options]))

@@ -1,0 +1,434 @@
+"""One table of small codecs, and the laws that every codec keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from conftest import photograph
+
+from inrjax import bitstream, trees
+from inrjax.codecs import (
+    BY_TAG,
+    Coin,
+    Jpeg,
+    Jpeg2000,
+    MetaSiren,
+    WebP,
+    decode_stream,
+    describe,
+)
+from inrjax.init import Init, flat_init, packaged_widths, save_init
+from inrjax.nets.siren import Encoding, Siren
+from inrjax.types import BitstreamError, Codec
+
+
+def small_init(width: int) -> Init:
+    """A prior that knows nothing, around a random net."""
+    net, rng = Siren(width, 4, encoding=Encoding(4)), np.random.default_rng(width)
+    leaves = {
+        path: rng.uniform(-1, 1, shape) * (6 / shape[-1]) ** 0.5 / net.w0
+        for path, shape in trees.leaves(net.shapes())
+    }
+    return flat_init(net, trees.from_leaves(leaves))
+
+
+STEPS = 12
+POINTS = 64  # one tile of most images: a step sees a subset, and batches pad to other lengths
+COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
+META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
+
+# name -> (codec, a codec of the same family at a lower rate)
+TABLE = {
+    "coin": (COIN, replace(COIN, width=5)),
+    "meta-siren": (META, replace(META, width=4, init=small_init(4))),
+    "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
+    "jpeg-optimized": (Jpeg(30, optimize=True), Jpeg(3, optimize=True)),
+    "jpeg2000": (Jpeg2000(4), Jpeg2000(12)),
+    "webp": (WebP(70), WebP(0)),
+}
+if packaged_widths():
+    PACKAGED = MetaSiren(packaged_widths()[0], 6, points_per_step=POINTS)
+    TABLE["meta-siren-packaged"] = (PACKAGED, None)
+INR = [name for name, (codec, _) in TABLE.items() if codec.suffix == ".inr"]
+
+every_codec = pytest.mark.parametrize("name", TABLE)
+every_inr = pytest.mark.parametrize("name", INR)
+
+CHECKERS = np.repeat(np.indices((19, 23)).sum(0)[..., None] % 2 * 255, 3, 2).astype(np.uint8)
+IMAGES = {
+    "photograph": photograph(24, 20),
+    "1x1": photograph(1, 1),
+    "1x17": photograph(1, 17),
+    "17x1": photograph(17, 1),
+    "odd": photograph(19, 23, seed=1),
+    "constant": np.full((19, 23, 3), (255, 0, 7), np.uint8),
+    "checkers": CHECKERS,
+    "noise": np.random.default_rng(0).integers(0, 256, (19, 23, 3), np.uint8),
+}
+
+
+@lru_cache
+def encoded(name: str) -> dict[str, bytes]:
+    """The streams of all test images, encoded as one batch of mixed shapes."""
+    codec, _ = TABLE[name]
+    return dict(zip(IMAGES, codec.encode(list(IMAGES.values())), strict=True))
+
+
+def init_of(name: str) -> Init | None:
+    """What `decode_stream` needs beside the stream."""
+    codec, _ = TABLE[name]
+    return codec.init if isinstance(codec, MetaSiren) else None
+
+
+# ---------------------------------------------------------------------------- every codec
+
+
+@every_codec
+def test_satisfies_the_protocol(name):
+    codec, lower = TABLE[name]
+    assert isinstance(codec, Codec)
+    assert codec.suffix.startswith(".")
+    assert codec.name == name.removesuffix("-packaged")
+    assert lower is None or (lower.name, lower.suffix) == (codec.name, codec.suffix)
+    assert lower is None or lower.setting != codec.setting
+
+
+def test_nothing_in_is_nothing_out():
+    for codec, _ in TABLE.values():
+        assert codec.encode([]) == []
+        assert codec.decode([]) == []
+
+
+@every_codec
+def test_round_trip_keeps_shape_and_dtype(name):
+    codec, _ = TABLE[name]
+    streams = encoded(name)
+    for key, image_hat in zip(streams, codec.decode(list(streams.values())), strict=True):
+        assert isinstance(streams[key], bytes)
+        assert image_hat.shape == IMAGES[key].shape
+        assert image_hat.dtype == np.uint8
+
+
+@every_codec
+def test_same_bytes_twice_and_batch_equals_singles(name):
+    codec, _ = TABLE[name]
+    # The shorter lists of tiny images alone take one more program, which costs seconds: the
+    # packaged init leaves them to the flat one.
+    keys = ["photograph", "odd"] if name == "meta-siren-packaged" else IMAGES
+    for key in keys:
+        assert codec.encode([IMAGES[key]]) == [encoded(name)[key]], key
+
+
+@every_codec
+def test_order_and_neighbours_do_not_matter(name):
+    codec, _ = TABLE[name]
+    keys = ["odd", "1x1", "photograph"]
+    streams = codec.encode([IMAGES[key] for key in keys])
+    assert streams == [encoded(name)[key] for key in keys]
+    together = codec.decode(streams)
+    for stream, image_hat in zip(streams, together, strict=True):
+        np.testing.assert_array_equal(codec.decode([stream])[0], image_hat)
+
+
+@every_codec
+def test_encoding_leaves_the_image_as_it_was(name):
+    codec, _ = TABLE[name]
+    image = IMAGES["odd"].copy()
+    image.flags.writeable = False
+    assert codec.encode([image]) == [encoded(name)["odd"]]
+    transposed = np.asfortranarray(IMAGES["odd"])
+    assert codec.encode([transposed]) == [encoded(name)["odd"]]
+
+
+@every_codec
+def test_a_lower_rate_gives_fewer_bytes(name):
+    _, lower = TABLE[name]
+    if lower is None:
+        pytest.skip("the rate of a packaged init is its width, and only one is fitted here")
+    for key in ("photograph", "noise"):
+        assert len(lower.encode([IMAGES[key]])[0]) < len(encoded(name)[key])
+
+
+@every_codec
+def test_truncated_streams_are_refused(name):
+    codec, _ = TABLE[name]
+    for stream in (encoded(name)["1x17"], encoded(name)["photograph"]):
+        for end in {0, 1, 3, 8, 20, *range(0, len(stream), 37), len(stream) - 1} - {len(stream)}:
+            with pytest.raises(BitstreamError) as caught:
+                codec.decode([stream[:end]])
+            assert "\n" not in str(caught.value)
+
+
+@every_codec
+def test_foreign_streams_are_refused(name):
+    codec, _ = TABLE[name]
+    own = codec.name.removesuffix("-optimized")
+    foreign = [encoded(other)["odd"] for other in TABLE if not other.startswith(own)]
+    for data in (b"", b"\0" * 100, b"\x89PNG\r\n\x1a\n" + b"\0" * 50, *foreign):
+        with pytest.raises(BitstreamError):
+            codec.decode([data])
+
+
+BAD_IMAGES = [
+    np.zeros((4, 4), np.uint8),
+    np.zeros((4, 4, 1), np.uint8),
+    np.zeros((4, 4, 4), np.uint8),
+    np.zeros((4, 4, 3), np.float32),
+    np.zeros((4, 4, 3), np.uint16),
+    np.zeros((4, 4, 3), bool),
+    np.zeros((0, 4, 3), np.uint8),
+    np.zeros((4, 0, 3), np.uint8),
+]
+
+
+@every_codec
+@pytest.mark.parametrize("image", BAD_IMAGES, ids=lambda x: f"{x.shape}-{x.dtype}")
+def test_other_arrays_are_refused_before_any_work(name, image):
+    codec, _ = TABLE[name]
+    done = []
+    with pytest.raises(ValueError, match="expected"):
+        codec.encode([IMAGES["odd"], image], lambda *progress: done.append(progress))
+    assert done == []
+
+
+@every_codec
+def test_progress_rises_to_its_total(name):
+    codec, _ = TABLE[name]
+    seen: list[tuple[int, int]] = []
+    codec.encode([IMAGES["odd"], IMAGES["1x1"]], lambda *progress: seen.append(progress))
+    assert seen
+    assert len({total for _, total in seen}) == 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+# ---------------------------------------------------------------------------- a fresh process
+
+SCRIPT = """
+import json, pathlib, sys
+import numpy as np
+from inrjax.codecs import Jpeg, Jpeg2000, WebP, decode_stream
+from inrjax.init import load_init
+folder = pathlib.Path(sys.argv[1])
+init, images = load_init(folder / "init.npz"), {}
+classic = {".jpg": Jpeg(50, False), ".j2k": Jpeg2000(9), ".webp": WebP(50)}
+for path in sorted((folder / "streams").iterdir()):
+    data = path.read_bytes()
+    own = classic.get(path.suffix)
+    images[path.name] = own.decode([data])[0] if own else decode_stream(data, init)
+np.savez(folder / "images.npz", **images)
+print(json.dumps([m for m in ("jax", "flax", "optax", "matplotlib", "scipy") if m in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """What another process decodes: file name -> image, and the heavy modules it imported."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "streams").mkdir()
+    save_init(folder / "init.npz", META.init)
+    for name, (codec, _) in TABLE.items():
+        for key, stream in encoded(name).items():
+            (folder / "streams" / f"{name}_{key}{codec.suffix}").write_bytes(stream)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, folder], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    with np.load(folder / "images.npz") as images:
+        return dict(images), json.loads(run.stdout)
+
+
+@every_codec
+def test_a_fresh_process_decodes_the_same_pixels(name, elsewhere):
+    codec, _ = TABLE[name]
+    for key, stream in encoded(name).items():
+        there = elsewhere[0][f"{name}_{key}{codec.suffix}"]
+        np.testing.assert_array_equal(codec.decode([stream])[0], there)
+
+
+def test_decoding_imports_nothing_heavy(elsewhere):
+    assert elsewhere[1] == []
+
+
+# ---------------------------------------------------------------------------- .inr
+
+
+@every_inr
+def test_every_flipped_byte_is_detected(name):
+    codec, _ = TABLE[name]
+    stream = encoded(name)["1x17"]
+    for i in range(len(stream)):
+        damaged = bytearray(stream)
+        damaged[i] ^= 1 << i % 8
+        for decode in (lambda data: codec.decode([data]), decode_stream):
+            with pytest.raises(BitstreamError):
+                decode(bytes(damaged))
+
+
+@every_inr
+def test_decode_stream_and_describe_know_it(name):
+    codec, _ = TABLE[name]
+    for key, stream in encoded(name).items():
+        image_hat = decode_stream(stream, init_of(name))
+        np.testing.assert_array_equal(image_hat, codec.decode([stream])[0])
+        found = describe(stream, init_of(name))
+        height, width = IMAGES[key].shape[:2]
+        assert (found.codec, found.version) == (codec.name, 1)
+        assert (found.height, found.width, found.num_bytes) == (height, width, len(stream))
+        assert found.bpp == 8 * len(stream) / (height * width)
+        assert sum(found.sections.values()) == len(stream)
+        assert found.sections.keys() == {"container", *codec.sections}
+
+
+@every_inr
+def test_another_init_at_hand_does_not_matter(name):
+    if name == "meta-siren":
+        pytest.skip("it needs its own")
+    other = small_init(3)
+    stream = encoded(name)["odd"]
+    np.testing.assert_array_equal(decode_stream(stream, other), decode_stream(stream))
+
+
+def test_an_unknown_init_is_named_by_its_digest():
+    _, lower = TABLE["meta-siren"]
+    digest = META.init.digest[:4].hex()
+    for decode in (decode_stream, describe, lambda data: lower.decode([data])):
+        with pytest.raises(BitstreamError, match=f"init {digest}"):
+            decode(encoded("meta-siren")["odd"])
+    assert describe(encoded("meta-siren")["odd"], META.init).init_digest == digest
+
+
+def test_an_unknown_tag_is_named():
+    assert 200 not in BY_TAG
+    data = bitstream.pack(200, 4, 4, [b""])
+    for decode in (decode_stream, describe, lambda d: COIN.decode([d]), lambda d: META.decode([d])):
+        with pytest.raises(BitstreamError, match="tag 200"):
+            decode(data)
+
+
+def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
+    for codec, other in ((COIN, "meta-siren"), (META, "coin")):
+        with pytest.raises(BitstreamError, match="tag"):
+            codec.decode([encoded(other)["odd"]])
+
+
+@every_inr
+def test_the_seed_changes_the_fit(name):
+    codec, _ = TABLE[name]
+    [stream] = replace(codec, seed=1).encode([IMAGES["photograph"]])
+    assert stream != encoded(name)["photograph"]
+
+
+def test_longer_fits_are_nearer():
+    def error(stream: bytes) -> float:
+        [image_hat] = META.decode([stream])
+        return np.mean((image_hat - IMAGES["photograph"].astype(float)) ** 2)
+
+    [longer] = replace(META, num_steps=100).encode([IMAGES["photograph"]])
+    assert error(longer) < 0.9 * error(encoded("meta-siren")["photograph"])
+
+
+@pytest.mark.parametrize("name", [name for name in INR if name.startswith("meta")])
+def test_side_information_is_at_most_48_bytes(name):
+    for stream in encoded(name).values():
+        assert len(stream) - describe(stream, init_of(name)).sections["symbols"] <= 48
+
+
+# ---------------------------------------------------------------------------- COIN
+
+# (depth, width): params, bpp as published (Dupont et al. 2021, arXiv:2103.03123, figure 2)
+COIN_SHAPES = {
+    (5, 20): (1803, 0.0736),
+    (5, 30): (3903, 0.1604),
+    (10, 28): (7479, 0.3074),
+    (10, 40): (15003, 0.6109),
+    (13, 49): (29697, 1.209),
+}
+
+
+@pytest.mark.parametrize("depth, width", COIN_SHAPES)
+def test_coin_has_the_published_bpp(depth, width):
+    num_params, published = COIN_SHAPES[depth, width]
+    net = Siren(width, depth)
+    assert net.num_params == num_params
+    params = {p: np.full(s, 0.01) for p, s in trees.leaves(net.shapes())}
+    # Packed without a fit, which would take long and change no size.
+    image = np.broadcast_to(np.uint8(0), (512, 768, 3))
+    stream = Coin(width, depth)._pack(image, trees.from_leaves(params))
+    found = describe(stream)
+    header = found.num_bytes - found.sections["weights"]
+    assert header <= 20
+    assert found.bpp == (16 * num_params + 8 * header) / (512 * 768)
+    assert found.bpp == pytest.approx(published, rel=0.01)
+
+
+def coin_stream(shape: bytes, weights: bytes) -> bytes:
+    return bitstream.pack(Coin.tag, 4, 4, [shape, weights])
+
+
+def test_coin_holds_the_net_as_float16():
+    net = Siren(2, 1)
+    weights = np.random.default_rng(0).normal(0, 0.1, net.num_params).astype("<f2")
+    image = decode_stream(coin_stream(b"\x02\x00\x01", weights.tobytes()))
+    bias, weight, last_bias, last = np.split(weights.astype(float), [2, 6, 9])
+    y, x = np.meshgrid([-0.75, -0.25, 0.25, 0.75], [-0.75, -0.25, 0.25, 0.75], indexing="ij")
+    h = np.sin(30 * (weight.reshape(2, 2) @ [y.ravel(), x.ravel()] + bias[:, None]))
+    pixels = last.reshape(3, 2) @ h + last_bias[:, None]
+    want = np.clip(np.floor(127.5 * (pixels + 1) + 0.5), 0, 255).T.reshape(4, 4, 3)
+    assert np.abs(want - image).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "shape, weights",
+    [
+        (b"\x02\x00", bytes(30)),
+        (b"\x02\x00\x01\x00", bytes(30)),
+        (b"\x00\x00\x01", bytes(30)),
+        (b"\x02\x00\x00", bytes(30)),
+        (b"\x02\x00\x01", bytes(29)),
+        (b"\x02\x00\x01", bytes(32)),
+        (b"\xff\xff\xff", bytes(30)),
+        (b"\x02\x00\x01", np.full(15, np.nan, "<f2").tobytes()),
+        (b"\x02\x00\x01", np.full(15, np.inf, "<f2").tobytes()),
+    ],
+    ids=["short", "long", "width 0", "depth 0", "odd", "more", "huge", "nan", "inf"],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_coin_stream_that_cannot_be_is_refused(shape, weights):
+    with pytest.raises(BitstreamError):
+        decode_stream(coin_stream(shape, weights))
+
+
+# ---------------------------------------------------------------------------- wrong settings
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Coin(width=0),
+        lambda: Coin(depth=0),
+        lambda: Coin(depth=256),
+        lambda: Coin(width=65536),
+        lambda: Coin(num_steps=0),
+        lambda: MetaSiren(width=31),
+        lambda: replace(META, width=9),
+        lambda: replace(META, num_steps=0),
+        lambda: replace(META, slope=-1.0),
+        lambda: replace(META, points_per_step=0),
+    ],
+)
+def test_wrong_settings_are_refused_at_construction(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_weights_beyond_float16_are_refused():
+    params = {p: np.full(s, 1e6) for p, s in trees.leaves(Siren(2, 1).shapes())}
+    with pytest.raises(ValueError, match="float16"):
+        Coin(2, 1)._pack(IMAGES["odd"], trees.from_leaves(params))

@@ -1,0 +1,211 @@
+"""Learning an init: tasks from the right pixels, and a stopped run that ends like a whole one."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import photograph
+
+from inrjax import metatrain, trees
+from inrjax.images import coordinates
+from inrjax.init import Init, load_init, save_init
+
+IMAGES = [photograph(24, 20), photograph(17, 31, seed=1), photograph(20, 24, seed=2)]
+CONFIG = metatrain.MetaTrainConfig(
+    width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4
+)
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints at steps 2, 4 and 5."""
+    monkeypatch.setattr(metatrain, "CHECKPOINT_STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Init:
+    """The init of a run that nothing stopped, in chunks of two steps, without checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metatrain, "CHECKPOINT_STEPS", 2)
+        return metatrain.train_init(CONFIG, IMAGES, info={"licence": "none"})
+
+
+class Stop(Exception):
+    """What a user's interruption looks like to `train_init`."""
+
+
+def stop_at(step: int):
+    def on_progress(done: int, total: int) -> None:
+        if done == step:
+            raise Stop
+
+    return on_progress
+
+
+def same(one: Init, other: Init) -> bool:
+    """Equal in what decoders use, by digest, and in the rates, by their bits."""
+    rates = [trees.digest(init.rates or {}) for init in (one, other)]
+    return one.digest == other.digest and rates[0] == rates[1]
+
+
+def test_the_init_is_whole(whole: Init, tmp_path: Path) -> None:
+    assert (whole.net.width, whole.net.depth, whole.net.num_features) == (4, 4, 66)
+    assert whole.rates is not None
+    assert {leaf.shape[0] for _, leaf in trees.leaves(whole.rates)} == {2}
+    envelope = dict(trees.leaves(whole.envelope))
+    assert envelope["layer_00/weight"].shape == (1, 66)  # a scale for each column
+    assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
+    assert whole.info["licence"] == "none"
+    assert whole.info["num_images"] == 3
+    assert whole.info["config"]["num_steps"] == 5
+    save_init(tmp_path / "init.npz", whole)
+    assert same(load_init(tmp_path / "init.npz"), whole)
+
+
+@pytest.mark.parametrize("stops", [(2,), (2, 4), (5,)])
+def test_a_stopped_run_ends_like_a_whole_one(whole: Init, tmp_path: Path, stops) -> None:
+    for step in stops:
+        with pytest.raises(Stop):
+            metatrain.train_init(CONFIG, IMAGES, tmp_path, stop_at(step))
+    assert same(metatrain.train_init(CONFIG, IMAGES, tmp_path), whole)
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(
+    whole: Init, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):
+        metatrain.train_init(CONFIG, IMAGES, tmp_path, stop_at(4))
+    # As a kill leaves it: the folder of step 4 under its temporary name, half its files missing.
+    half = (tmp_path / "4").rename(tmp_path / "4.orbax-checkpoint-tmp")
+    for path in sorted(path for path in half.rglob("*") if path.is_file())[::2]:
+        path.unlink()
+    seen: list[int] = []
+    again = metatrain.train_init(CONFIG, IMAGES, tmp_path, lambda done, _: seen.append(done))
+    assert seen[0] == 4  # from step 2
+    assert same(again, whole)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_alone(whole: Init, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        metatrain.train_init(CONFIG, IMAGES, tmp_path, stop_at(4))
+    files = [path for path in (tmp_path / "4").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert same(metatrain.train_init(CONFIG, IMAGES, tmp_path), whole)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        metatrain.train_init(CONFIG, IMAGES, tmp_path, stop_at(2))
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.train_init(replace(CONFIG, learning_rate=2e-3), IMAGES, tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.train_init(CONFIG, IMAGES[:2], tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.train_init(replace(CONFIG, width=5), IMAGES, tmp_path)
+
+
+def test_progress_rises_to_a_fixed_total() -> None:
+    calls: list[tuple[int, int]] = []
+    metatrain.train_init(CONFIG, IMAGES, on_progress=lambda *call: calls.append(call))
+    done = [done for done, _ in calls]
+    assert done == sorted(done)
+    assert len({total for _, total in calls}) == 1
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_divergence_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(config, net, num_steps, state, data):
+        return state, np.full(num_steps, np.nan)
+
+    monkeypatch.setattr(metatrain, "_advance", diverged)
+    with pytest.raises(ValueError, match="diverged"):
+        metatrain.train_init(CONFIG, IMAGES)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        metatrain.train_init(CONFIG, [])
+
+
+@pytest.mark.parametrize(
+    "field", ["width", "num_steps", "inner_steps", "tasks_per_step", "points", "prior_steps"]
+)
+def test_a_count_of_zero_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        replace(CONFIG, **{field: 0})
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+@jax.jit
+def draw(key: jax.Array):
+    return metatrain._sample_tasks(CONFIG, metatrain._task_data(IMAGES, seed=0), key)
+
+
+def test_tasks_pair_the_pixels_of_one_image_with_their_coordinates() -> None:
+    data = metatrain._task_data(IMAGES, seed=0)
+    assert data[0].shape == (3, 480, 2)  # of the smallest image
+    found = [
+        {
+            tuple(row): tuple(pixel)
+            for row, pixel in zip(
+                coordinates(*image.shape[:2]), image.reshape(-1, 3).tolist(), strict=True
+            )
+        }
+        for image in IMAGES
+    ]
+    seen = set()
+    for seed in range(6):
+        tasks = draw(jax.random.key(seed))
+        assert tasks.inner[0].shape == (2, 2, 2, 64)  # tasks, inner steps, in_dim, points
+        assert tasks.outer[1].shape == (2, 3, 64)
+        for task in range(2):
+            coords = np.concatenate([*tasks.inner[0][task], tasks.outer[0][task]], axis=1).T
+            pixels = np.concatenate([*tasks.inner[1][task], tasks.outer[1][task]], axis=1).T
+            levels = [tuple(pixel) for pixel in np.rint((pixels + 1) * 127.5).astype(int).tolist()]
+            rows = [tuple(row) for row in coords]
+            which = [
+                i
+                for i, image in enumerate(found)
+                if all(image.get(r) == p for r, p in zip(rows, levels, strict=True))
+            ]
+            assert len(which) == 1
+            seen.add(which[0])
+            slices = [{*map(tuple, np.asarray(s).T)} for s in tasks.inner[0][task]]
+            assert slices[0] != slices[1]
+    assert len(seen) > 1
+
+
+def test_tasks_depend_on_the_key_alone() -> None:
+    one, again, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(one.outer[0], other.outer[0])
+
+
+def test_maml_starts_at_small_biases_and_the_stated_rates() -> None:
+    net = metatrain.Siren(4, 2)
+    state = metatrain._initial_meta(CONFIG, net)
+    drawn = net.init(jax.random.key(CONFIG.seed))
+    for name, layer in drawn.items():
+        np.testing.assert_array_equal(state.params[name]["weight"], layer["weight"])
+        np.testing.assert_allclose(state.params[name]["bias"], 0.3 * layer["bias"], rtol=1e-6)
+    assert all(jnp.all(leaf == jnp.float32(0.03)) for leaf in jax.tree.leaves(state.rates))
+
+
+def test_positions_are_spread_evenly() -> None:
+    assert metatrain._spread(10, 4) == [0, 3, 6, 9]
+    assert metatrain._spread(3, 8) == [0, 1, 2]
+    assert metatrain._spread(1, 8) == [0]
