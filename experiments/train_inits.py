@@ -1,7 +1,8 @@
 """Learn the packaged inits: MAML and the prior of each width, on the training part of cid22.
 
+Claim: what experiments/init_gain.py measures of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 25 on 2 cores for all widths; a stopped run goes on where it was.
+Minutes: about 40 on 2 cores for all widths; a stopped run goes on where it was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.
@@ -9,14 +10,15 @@ Kodak is never seen, nor the part of cid22 that is held back for choosing defaul
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
 
 from inrjax import datasets, metatrain
 from inrjax.images import read_image
 from inrjax.init import save_init
+from inrjax.results import cpu_count
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -77,26 +79,26 @@ def _progress(width: int):
     return report
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    config: Config = Config()
-    data: Path | None = None
-    output: Path = Path("inrjax/inits")
-    checkpoints: Path = Path("runs/train_inits")
-
-
-def main(options: Options) -> None:
-    """Set one device a core, then run."""
+def main(arguments: Sequence[str] | None = None) -> list[Path]:
+    """Set one device a core, then run. argparse, so that a bare machine with a GPU can run it."""
     import jax
 
-    from inrjax.results import cpu_count
-
-    jax.config.update("jax_num_cpu_devices", cpu_count())
-    options.output.mkdir(parents=True, exist_ok=True)
-    run(options.config, options.data, options.output, options.checkpoints)
+    default = Config()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, help="the folder that holds cid22/")
+    parser.add_argument("--widths", type=int, nargs="+", default=default.widths)
+    for name in ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed"):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=getattr(default, name))
+    parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_inits"))
+    options = vars(parser.parse_args(arguments))
+    data, output, checkpoints = (options.pop(n) for n in ("data", "output", "checkpoints"))
+    config = Config(**options | {"widths": tuple(options["widths"])})
+    jax.config.update("jax_num_cpu_devices", cpu_count())  # of no effect on a GPU
+    output.mkdir(parents=True, exist_ok=True)
+    return run(config, data, output, checkpoints)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(tyro.conf.OmitArgPrefixes[Options]))
+    main()

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
 
 from inrjax.types import BitstreamError
 
@@ -120,7 +119,7 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
         raise ValueError(f"got {symbols.shape} symbols, expected {model.levels.shape}")
     if symbols.size and np.abs(symbols).max() > 1 << 30:
         raise ValueError(f"got a symbol of {np.abs(symbols).max()}, expected at most {1 << 30}")
-    encoder = stream.queue.RangeEncoder()
+    encoder = _coder().queue.RangeEncoder()
     escapes: list[int] = []
     for _, table, where in _groups(model):
         index, escaped = _to_index(symbols[where], len(table))
@@ -142,7 +141,7 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     if (num_symbols,) != model.levels.shape:
         raise ValueError(f"got {num_symbols} symbols, expected {model.levels.shape}")
     words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    decoder = stream.queue.RangeDecoder(words)
+    decoder = _coder().queue.RangeDecoder(words)
     symbols = np.zeros(num_symbols, np.int64)
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
@@ -153,6 +152,13 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     for i, m in escapes:
         symbols[i] = _decode_escape(decoder, m)
     return symbols
+
+
+def _coder() -> Any:
+    """constriction's stream coders; imported late, since a machine that only fits needs none."""
+    from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+
+    return stream
 
 
 def _groups(model: Laplace):
@@ -173,7 +179,7 @@ def _categorical_of(table: bytes):
     counts_less_one = np.frombuffer(table, np.int64) - 1
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
-    return stream.model.Categorical(counts_less_one.astype(np.float32), lazy=False, perfect=False)
+    return _coder().model.Categorical(counts_less_one.astype(np.float32), lazy=False, perfect=False)
 
 
 def _categorical(table: np.ndarray):
@@ -181,7 +187,7 @@ def _categorical(table: np.ndarray):
 
 
 def _coin():
-    return stream.model.Uniform(2)
+    return _coder().model.Uniform(2)
 
 
 def _escape_bits(symbol: int, m: int) -> list[int]:

@@ -360,7 +360,7 @@ def test_coin_has_the_published_bpp(depth, width):
     params = {p: np.full(s, 0.01) for p, s in trees.leaves(net.shapes())}
     # Packed without a fit, which would take long and change no size.
     image = np.broadcast_to(np.uint8(0), (512, 768, 3))
-    stream = Coin(width, depth)._pack(image, trees.from_leaves(params))
+    stream = Coin(width, depth).pack(image, trees.from_leaves(params))
     found = describe(stream)
     header = found.num_bytes - found.sections["weights"]
     assert header <= 20
@@ -431,4 +431,4 @@ def test_wrong_settings_are_refused_at_construction(make):
 def test_weights_beyond_float16_are_refused():
     params = {p: np.full(s, 1e6) for p, s in trees.leaves(Siren(2, 1).shapes())}
     with pytest.raises(ValueError, match="float16"):
-        Coin(2, 1)._pack(IMAGES["odd"], trees.from_leaves(params))
+        Coin(2, 1).pack(IMAGES["odd"], trees.from_leaves(params))

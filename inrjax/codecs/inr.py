@@ -193,9 +193,10 @@ class Coin:
             seed=self.seed,
         )
         fitted = _fit_all(images, fitting, jax.random.key(self.seed), on_progress)
-        return [self._pack(image, params) for image, params in zip(images, fitted, strict=True)]
+        return [self.pack(image, params) for image, params in zip(images, fitted, strict=True)]
 
-    def _pack(self, image: Image, params: Params) -> bytes:
+    def pack(self, image: Image, params: Params) -> bytes:
+        """The stream of fitted params, for an image of this size; ValueError beyond float16."""
         weights = trees.ravel(params).astype("<f2")
         if not np.isfinite(weights).all():
             raise ValueError("a weight does not fit float16: fit with a lower learning rate")

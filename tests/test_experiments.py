@@ -1,0 +1,76 @@
+"""Every experiment has a smoke mode, and what it writes is what it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from inrjax import results
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_docstring_holds_claim_command_and_minutes(name: str) -> None:
+    text = (importlib.import_module(f"experiments.{name}").__doc__ or "").lower()
+    for word in ("command", f"python -m experiments.{name}", "minutes:", "expected:"):
+        assert word in text, f"{name} does not say its {word}"
+
+
+def test_kodak_rd_smoke(tmp_path: Path) -> None:
+    from experiments import kodak_rd
+
+    folder = kodak_rd.main(kodak_rd.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    wanted = {(c.name, c.setting) for c in kodak_rd.build_codecs(kodak_rd.SMOKE)}
+    assert {(row.codec, row.setting) for row in rows} == wanted
+    assert len(rows) == 3 * len(wanted)
+    assert all(row.bpp == 8 * row.num_bytes / (row.height * row.width) for row in rows)
+    costs = json.loads((folder / "cost.json").read_text())
+    assert costs["encode_alone_seconds"] > costs["decode_cold_seconds"] > 0
+    table = (folder / "table.md").read_text()
+    assert "meta-siren" in table and "jpeg-optimized" in table
+    assert (folder / "rd.png").stat().st_size > 1000 and (folder / "provenance.json").exists()
+
+
+def test_init_gain_smoke(tmp_path: Path) -> None:
+    from experiments import init_gain
+
+    folder = init_gain.main(init_gain.Options(output=tmp_path, smoke=True))
+    table = (folder / "table.md").read_text()
+    assert all(f"| {o} | {i} |" in table for o in ("Muon", "Adam") for i in ("learned", "random"))
+
+
+def test_defaults_smoke(tmp_path: Path) -> None:
+    from experiments import defaults
+
+    folder = defaults.main(defaults.Options(output=tmp_path, smoke=True))
+    table = (folder / "table.md").read_text()
+    assert "| default |" in table and "| prior mean: the init |" in table
+
+
+def test_coin_published_smoke() -> None:
+    from experiments import coin_published
+
+    assert coin_published.smoke().splitlines()[-1].startswith("| 2x8 | 4 | 1 |")
+
+
+def test_train_inits_smoke(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments import train_inits
+    from inrjax.init import load_init
+
+    monkeypatch.setenv("INRJAX_DATA", str(data_root))
+    options = "--widths 8 --num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 2"
+    folders = ["--output", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
+    [path] = train_inits.main([*options.split(), *folders])
+    init = load_init(path)
+    assert init.net.width == 8 and "CC BY-SA" in init.info["licence"]
+    assert init.info["num_images"] == 2 and init.info["config"]["num_steps"] == 2
