@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -53,14 +53,20 @@ class Init:
     def __post_init__(self):
         expected = {path: tuple(shape) for path, shape in trees.leaves(self.net.shapes())}
         for name in ("params", "keep", "envelope"):
-            tree = dict(trees.leaves(getattr(self, name)))
-            if tree.keys() != expected.keys():
-                raise ValueError(f"the init's {name} do not fit {self.net}")
+            self._check_paths(name, getattr(self, name), expected.keys())
+        if self.rates is not None:
+            self._check_paths("rates", self.rates, expected.keys())
+        keep, envelope = (dict(trees.leaves(tree)) for tree in (self.keep, self.envelope))
         for path, leaf in trees.leaves(self.params):
-            if np.shape(leaf) != expected[path]:
-                raise ValueError(
-                    f"the init's {path} is {np.shape(leaf)}, expected {expected[path]}"
-                )
+            shape = expected[path]
+            if np.shape(leaf) != shape:
+                raise ValueError(f"the init's {path} is {np.shape(leaf)}, expected {shape}")
+            if np.shape(keep[path]) != () or not _broadcasts(np.shape(envelope[path]), shape):
+                raise ValueError(f"the init's prior of {path} does not fit its shape {shape}")
+
+    def _check_paths(self, name: str, tree: Mapping[str, Any], expected: Iterable[str]) -> None:
+        if {path for path, _ in trees.leaves(tree)} != set(expected):
+            raise ValueError(f"the init's {name} do not fit {self.net}")
 
     @property
     def digest(self) -> bytes:
@@ -93,6 +99,11 @@ class Init:
         }
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    same_rank = len(shape) == len(to)
+    return same_rank and all(own in (1, size) for own, size in zip(shape, to, strict=True))
+
+
 def flat_init(net: Siren, params: Params) -> Init:
     """An init whose prior knows nothing: mean 0, one scale of 2^-7 for every param."""
     leaves = list(trees.leaves(params))
@@ -112,6 +123,8 @@ def save_init(path: Path, init: Init) -> None:
     arrays = dict(trees.leaves(parts | ({"rates": init.rates} if init.rates else {})))
     header = {"format": FORMAT, "net": siren_to_dict(init.net), "info": dict(init.info)}
     header["digest"] = init.digest.hex()
+    # The digest covers what a decoder uses; this covers the inner rates too.
+    header["file_digest"] = trees.digest(arrays).hex()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
     trees.write_atomic(Path(path), buffer.getvalue())
@@ -135,16 +148,18 @@ def _parse(data: bytes, name: str) -> Init:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
-            tree = trees.from_leaves({k: arrays[k] for k in arrays.files if k != "header"})
+            leaves = {name: arrays[name] for name in arrays.files if name != "header"}
+        tree = trees.from_leaves(leaves)
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
         net = siren_from_dict(header["net"])
         init = Init(
             net, tree["params"], tree["keep"], tree["envelope"], tree.get("rates"), header["info"]
         )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        stated = (header["digest"], header["file_digest"])
+    except Exception as error:  # a damaged archive makes its reader raise nearly anything
         raise ValueError(f"{name} is damaged or no init of inrjax: {error}") from None
-    if init.digest.hex() != header.get("digest"):
+    if stated != (init.digest.hex(), trees.digest(leaves).hex()):
         raise ValueError(f"{name} is damaged: its content does not match its digest")
     return init
 
@@ -152,7 +167,8 @@ def _parse(data: bytes, name: str) -> Init:
 def packaged_widths() -> tuple[int, ...]:
     """The widths that have a packaged init, rising."""
     names = (entry.name for entry in resources.files("inrjax").joinpath(_FOLDER).iterdir())
-    return tuple(sorted(int(n[len("siren_w") : -4]) for n in names if n.endswith(".npz")))
+    matches = (re.fullmatch(r"siren_w(\d+)\.npz", name) for name in names)
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 @lru_cache(maxsize=32)

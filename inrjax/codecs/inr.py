@@ -197,7 +197,8 @@ class Coin:
 
     def pack(self, image: Image, params: Params) -> bytes:
         """The stream of fitted params, for an image of this size; ValueError beyond float16."""
-        weights = trees.ravel(params).astype("<f2")
+        with np.errstate(over="ignore"):  # said below, in a sentence
+            weights = trees.ravel(params).astype("<f2")
         if not np.isfinite(weights).all():
             raise ValueError("a weight does not fit float16: fit with a lower learning rate")
         net = np.array([self.width], "<u2").tobytes() + bytes([self.depth])
@@ -223,8 +224,11 @@ class Coin:
             raise BitstreamError(
                 f"the section 'weights' has {len(weights)} bytes, expected {2 * net.num_params}"
             )
+        values = np.frombuffer(weights, "<f2").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise BitstreamError("the section 'weights' holds numbers that are not finite")
         like = trees.from_leaves({p: np.empty(s) for p, s in trees.leaves(net.shapes())})
-        params = trees.unravel(np.frombuffer(weights, "<f2").astype(np.float32), like)
+        params = trees.unravel(values, like)
         return reconstruct(net, params, stream.height, stream.width)
 
 
@@ -430,6 +434,5 @@ def _check_sections(stream: bitstream.Stream, codec: type[Coin] | type[MetaSiren
 def _unpack(
     data: bytes, codec: type[Coin] | type[MetaSiren], context: bytes = b""
 ) -> bitstream.Stream:
-    stream = bitstream.unpack(data, context)
-    _check_sections(stream, codec)
-    return stream
+    _check_sections(bitstream.peek(data), codec)
+    return bitstream.unpack(data, context)
