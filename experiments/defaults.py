@@ -22,7 +22,7 @@ import tyro
 
 from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
 from inrjax import codecs, datasets, metatrain, overfit, results, trees
-from inrjax.evaluate import evaluate
+from inrjax.evaluate import evaluate, safe_name
 from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
 from inrjax.results import Summary
@@ -40,7 +40,7 @@ class Config:
     muon: tuple[float, ...] = (1.5e-3, 3e-3, 4.5e-3, 6e-3)
     adam: tuple[float, ...] = (1e-3, 3e-3)
     slopes: tuple[float, ...] = (0.2, 0.4)
-    points: tuple[int, ...] = (6_144, 24_576)
+    points: tuple[int, ...] = (8_192, 24_576)
     prior_images: int = 8
     num_images: int = 8
     seed: int = 0
@@ -100,9 +100,9 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
     config = replace(config, init=packaged_init(config.width).digest.hex()[:8])
     folder = results.run_folder(root, config)
     summaries: dict[str, Summary] = {}
-    for i, (name, codec) in enumerate(variants(config, training).items()):
+    for name, codec in variants(config, training).items():
         print(name, flush=True)
-        part = folder / f"{i:02d}"
+        part = folder / safe_name(name)
         rows = evaluate([codec], images, part, batch_size=len(images), on_progress=print_progress())
         [summaries[name]] = results.summarise(rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))

@@ -7,8 +7,9 @@ Minutes: about 12 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/init_gain/<config hash>/table.md.
 
 Both inits go through the same codec, prior and steps, and every number is taken from files that
-another process decoded; only where the fit starts differs. Every number of steps is a fit of its
-own, with its own learning-rate schedule. ``--smoke``: small crops, few steps.
+another process decoded; only where the fit starts differs. From the learned init, MAML's 3 inner
+steps on 4096 pixels come first, which cost about one step more. Every number of steps is a fit of
+its own, with its own learning-rate schedule. ``--smoke``: small crops, few steps.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Config:
     """What is compared; ``bias_scale``: of the random init, the one that meta-training began at."""
 
     width: int = 32
-    steps: tuple[int, ...] = (10, 33, 100, 300, 1000)
+    steps: tuple[int, ...] = (10, 30, 100, 300, 1000)
     muon: float = overfit.LEARNING_RATE
     adam: float = 1e-3
     bias_scale: float = 0.3

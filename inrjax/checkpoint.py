@@ -59,6 +59,8 @@ def restore(folder: Path, like: Any, inputs: Mapping[str, Any]) -> Restored | No
     with _manager(folder) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             note = _read(manager, step, note=ocp.args.JsonRestore())
+            if not isinstance(note, dict) or not {"inputs", "sha256"} <= note.keys():
+                note = None
             if note is not None and note["inputs"] != _canonical(inputs):
                 raise ValueError(
                     f"{folder} holds checkpoints of another run (other options or other data): "

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from inrjax.types import RDPoint
 
 BATCH_PIXELS = 10_000_000
-"""Pixels in one batch of fits at most (24 Kodak images have 9.4 million): it bounds the memory."""
+"""Pixels in one batch of fits at most (24 Kodak images have 9.4 million), or one picture."""
 
 BATCH_IMAGES = 64
 """Images in one batch of fits at most."""
@@ -119,7 +119,7 @@ class Encode:
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of the fit."""
     seed: Annotated[int, _SEED] = 0
-    """Of the random numbers: the same seed gives the same file."""
+    """Of the random numbers: on one machine, the same seed gives the same file."""
     init: Annotated[Path | None, _INIT] = None
     """A meta-learned network from `inrjax meta-train`. The decoder needs the same file."""
     overwrite: bool = False
@@ -782,6 +782,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ValueError as error:
         _error(error)
+        return 1
+    except MemoryError:
+        _error(ValueError("there is not enough memory: give fewer or smaller pictures"))
+        return 1
+    except RuntimeError as error:  # what JAX raises when its device or its memory fails
+        first = str(error).strip().splitlines() or ["no reason given"]
+        _error(ValueError(f"the computation failed ({first[0]}): try fewer or smaller pictures"))
         return 1
     except KeyboardInterrupt as stop:
         _note(f"stopped: {stop}" if str(stop) else "stopped")

@@ -286,7 +286,7 @@ def evaluate(
     configuration (`inrjax.results.run_folder`).
 
     Metrics are taken on the images that ``decode`` gives back from the files: `decode_in_process`
-    by default, or `decode_here`; the SSIM of an image with a side under 11 pixels is NaN. Encode
+    by default, or `decode_here`; the SSIM of an image with a side under 11 pixels is None. Encode
     seconds are a batch's wall seconds, compilation included, divided by its size; decode seconds
     are those of a second, warm decode of the file alone.
     ``on_progress`` counts hundredths of a (codec, image) pair.

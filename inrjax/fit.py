@@ -155,7 +155,8 @@ MAX_TILE = 4096
 def tiling(num_points: int, points_per_step: int) -> Tiling:
     """The tiling of a list: it depends on the list's own length only, never on its batch.
 
-    A power of two from 64 to `MAX_TILE` points, so that small data share few programs.
+    A tile is a power of two from 64 to `MAX_TILE` points, so that small data share few programs; a
+    step sees whole tiles, hence ``points_per_step`` rounded up to them.
     """
     tile = min(MAX_TILE, max(64, 1 << (min(num_points, points_per_step) - 1).bit_length()))
     steps_tiles = -(-min(num_points, points_per_step) // tile)

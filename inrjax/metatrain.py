@@ -81,6 +81,12 @@ def train_init(
     """
     if not images:
         raise ValueError("got no images, expected at least one to learn from")
+    smallest = min(images, key=lambda image: image.shape[0] * image.shape[1])
+    if smallest.shape[0] * smallest.shape[1] < config.points:
+        raise ValueError(
+            f"got an image of {smallest.shape[0]} x {smallest.shape[1]} pixels, expected at least "
+            f"{config.points} pixels in each: leave the small ones out"
+        )
     net = Siren(config.width, _DEPTH, encoding=_ENCODING)
     digest = _data_digest(images)
     trained = _train_maml(config, net, images, digest, folder, _first_half(on_progress))

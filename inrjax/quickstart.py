@@ -97,6 +97,8 @@ def _claim(folder: Path, codecs: Sequence[Codec]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recorded = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if not isinstance(recorded, dict):
+            raise ValueError("it holds no fields")
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be used ({error.strerror}): choose another folder"

@@ -40,7 +40,7 @@ class Codec(Protocol):
 
     @property
     def setting(self) -> str:
-        """What sets the rate, as text (``width=32``, ``quality=10``)."""
+        """What sets the rate, as text (``width=32_steps=2000``, ``quality=10``)."""
         ...
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:

@@ -24,6 +24,7 @@ WIDTHS = packaged_widths()
 """Widths that MetaSiren has a packaged init for: a rate curve, one file size for each."""
 
 _RETRIES = 2
+_WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
 _DIGEST_BYTES = 4
 _BAND_PIXELS = 1 << 18
 
@@ -43,13 +44,11 @@ def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
 
 
 class _Fitting(NamedTuple):
-    """How a codec fits: ``make_plan(optimizer, tiles_per_step, window)`` gives a `fit.Plan`;
-    ``longest_window``: steps that a snapshot is judged by, at most."""
+    """How a codec fits: ``make_plan(optimizer, tiles_per_step)`` gives a `fit.Plan`."""
 
-    make_plan: Callable[[Any, int, int], Any]
+    make_plan: Callable[[Any, int], Any]
     optimizer: Any
     points_per_step: int
-    longest_window: int
     seed: int
 
 
@@ -82,35 +81,25 @@ def _fit_all(
 def _fit_once(
     batch: Sequence[Image], fitting: _Fitting, shared: Any, on_progress: OnProgress | None
 ) -> list[Any]:
-    """One `fit.FitResult` for each image; images of the same plan share a program and a batch."""
+    """One `fit.FitResult` for each image; images of one tiling share a program and a batch: all
+    that have at least ``points_per_step`` pixels, whatever their shapes."""
     from inrjax import fit, overfit
 
     sizes = [image.shape[0] * image.shape[1] for image in batch]
     # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
-    kinds = [_kind(size, fitting) for size in sizes]
+    tilings = [fit.tiling(size, fitting.points_per_step) for size in sizes]
     results: list[Any] = [None] * len(batch)
     done = 0
-    for kind in sorted(set(kinds)):
-        members = [i for i, own in enumerate(kinds) if own == kind]
-        tiling, window = kind
+    for tiling in sorted(set(tilings)):
+        members = [i for i, own in enumerate(tilings) if own == tiling]
         num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
         data = [overfit.image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members]
-        plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step, window)
+        plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step)
         report = _share(on_progress, done, len(members), len(batch))
         for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
             results[i] = result
         done += len(members)
     return results
-
-
-def _kind(num_pixels: int, fitting: _Fitting) -> tuple[Any, int]:
-    """The tiling of an image, and the steps of a snapshot's window: an epoch, as a power of two
-    so that images of similar sizes share one program."""
-    from inrjax import fit
-
-    tiling = fit.tiling(num_pixels, fitting.points_per_step)
-    epoch = max(1, num_pixels // (tiling.tile * tiling.tiles_per_step))
-    return tiling, min(1 << (epoch.bit_length() - 1), fitting.longest_window)
 
 
 def _share(on_progress: OnProgress | None, done: int, members: int, images: int):
@@ -137,15 +126,16 @@ def _check_images(batch: Sequence[Image]) -> None:
 class Coin:
     """COIN (Dupont et al. 2021, arXiv:2103.03123): a SIREN from a random init, weights as float16.
 
-    As published: no entropy coding, Adam at 2e-4, the snapshot of the lowest loss. The published
-    points use 50,000 full-image steps: ``num_steps=50_000, points_per_step=None``. The defaults
-    are a CPU's budget: fewer steps, pixel subsets, Muon.
+    As published: no entropy coding, the snapshot of the lowest loss. The published points use
+    50,000 full-image steps of Adam: ``num_steps=50_000, points_per_step=None,
+    optimizer=overfit.Adam(2e-4)``. The defaults are a CPU's budget: fewer steps, pixel subsets,
+    Muon.
 
     Attributes:
       width, depth: neurons of a layer, and sine layers; depth counts the first.
       num_steps: steps of the fit. seed: of the init and the pixel order.
       optimizer: None for Muon at 3e-3.
-      points_per_step: pixels a step sees, None for all.
+      points_per_step: pixels a step sees, rounded up to whole tiles (`fit.tiling`); None for all.
     """
 
     width: int = 30
@@ -164,6 +154,8 @@ class Coin:
             raise ValueError(
                 f"got {self}, expected width 1..65535, depth 1..{MAX_DEPTH}, num_steps >= 1"
             )
+        if self.points_per_step is not None and self.points_per_step < 1:
+            raise ValueError(f"got {self}, expected points_per_step >= 1, or None for all")
 
     @property
     def name(self) -> str:
@@ -183,13 +175,13 @@ class Coin:
 
         _check_images(images)
         net, steps = Siren(self.width, self.depth), self.num_steps
+        window = max(1, min(_WINDOW, steps // 4)) if self.points_per_step else 1
         fitting = _Fitting(
-            make_plan=lambda optimizer, tiles, window: overfit.PlainPlan(
+            make_plan=lambda optimizer, tiles: overfit.PlainPlan(
                 net, optimizer, steps, tiles, window
             ),
             optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
-            longest_window=max(1, steps // 4),
             seed=self.seed,
         )
         fitted = _fit_all(images, fitting, jax.random.key(self.seed), on_progress)
@@ -237,7 +229,7 @@ class Coin:
 
 @dataclass(frozen=True, eq=False)
 class MetaSiren:
-    """A SIREN fitted from a learned init; its distance from the prior is quantised and coded.
+    """A SIREN fitted from a learned init, its distance from the prior's mean quantised and coded.
 
     The net is Strümpler's (positional encoding, 4 sine layers, arXiv:2112.04267). The fit sees
     distortion and rate together (`overfit.RatePlan`); the file holds, for each tensor, a step
@@ -249,7 +241,8 @@ class MetaSiren:
       num_steps: steps of the fit. seed: of the pixel order and the noise.
       slope: the share of rate that a share of mse is worth; see `overfit.RatePlan`.
       init: a learned init; None for the packaged one of this width.
-      optimizer: None for Muon at 3e-3. points_per_step: pixels a step sees.
+      optimizer: None for Muon at 3e-3.
+      points_per_step: pixels a step sees, rounded up to whole tiles (`fit.tiling`).
     """
 
     width: int = 32
@@ -272,6 +265,8 @@ class MetaSiren:
                 f"got width {self.width} with an init of width {self.init.net.width}: "
                 "expected the same"
             )
+        if self.init is not None and (self.init.net.in_dim, self.init.net.out_dim) != (2, 3):
+            raise ValueError(f"got an init of {self.init.net}, expected in_dim 2 and out_dim 3")
         if self.init is None:
             packaged_init(self.width)
 
@@ -298,13 +293,13 @@ class MetaSiren:
         from inrjax import overfit
 
         steps, slope = self.num_steps, self.slope
+        window = max(1, min(_WINDOW, steps // 40))
         fitting = _Fitting(
-            make_plan=lambda optimizer, tiles, window: overfit.RatePlan(
+            make_plan=lambda optimizer, tiles: overfit.RatePlan(
                 init.net, optimizer, steps, tiles, window, slope
             ),
             optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step,
-            longest_window=max(1, steps // 40),
             seed=self.seed,
         )
         return _fit_all(batch, fitting, overfit.rate_shared(init, self.seed), on_progress)

@@ -1,1 +1,3 @@
 """Networks: a static spec, and pure functions over plain dict pytrees."""
+
+from inrjax.nets import siren as siren
