@@ -362,13 +362,16 @@ def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None
 
 
 def print_progress():
-    start = perf_counter()
+    """Prints a line to stderr at every whole percent."""
+    start, shown = perf_counter(), -1
 
-    def report(done: int, total: int) -> None:
-        minutes = (perf_counter() - start) / 60
-        print(f"\r{100 * done / total:5.1f} % after {minutes:.1f} min", end="", file=sys.stderr)
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if 100 * done // total > shown:
+            shown = 100 * done // total
+            print(f"{shown} % after {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
 
-    return report
+    return show
 
 
 def smoke_images() -> dict[str, Image]:
