@@ -433,7 +433,7 @@ def train(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     short = partial(metatrain.MetaTrainConfig, points=16)
     monkeypatch.setattr(metatrain, "MetaTrainConfig", short)
-    monkeypatch.setattr(metatrain, "_estimate_envelope", lambda _, init, *__: init.envelope)
+    monkeypatch.setattr(metatrain, "learn_prior", lambda _, init, *__: init)
     Path("photos").mkdir()
     save("photos/a.png"), save("photos/b.png", seed=1)
     return partial(run, "meta-train", "--data", "photos", "--width", "4", "--steps", "2")
@@ -453,7 +453,7 @@ def test_a_trained_init_encodes_and_a_stopped_training_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(metatrain, "_estimate_envelope", stop)
+        patch.setattr(metatrain, "learn_prior", stop)
         result = train("-o", "init.npz")
     assert (result.code, len(result.err)) == (130, 1)
     assert "--resume" in result.err[0]
