@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inrjax import datasets, metatrain
+import numpy as np
+
+from inrjax import datasets, metatrain, trees
 from inrjax.images import read_image
-from inrjax.init import save_init
+from inrjax.init import Init, packaged_init, save_init
 from inrjax.results import cpu_count
 
 LICENCE = (
@@ -38,6 +40,8 @@ class Config:
     points: int = 4096
     max_images: int = 143
     seed: int = 0
+    prior_around_init: bool = False
+    """Learn only the prior anew, around the packaged init rather than around 0."""
 
 
 def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> list[Path]:
@@ -63,13 +67,24 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         "licence": LICENCE,
     }
     folder = checkpoints / f"w{width:03d}"
-    init = metatrain.train_init(training, pictures, folder, _progress(width), info)
+    if config.prior_around_init:
+        init = _prior_around(training, packaged_init(width), pictures)
+    else:
+        init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     path = output / f"siren_w{width:03d}.npz"
     save_init(path, init)
     print(
         f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True
     )
     return path
+
+
+def _prior_around(training: metatrain.MetaTrainConfig, init: Init, pictures) -> Init:
+    keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
+    moved = replace(init, keep=trees.from_leaves(keep))
+    learned = metatrain.learn_prior(training, moved, pictures, _progress(training.width))
+    added = " and then --prior-around-init"
+    return replace(learned, info={**init.info, "command": f"{init.info['command']}{added}"})
 
 
 def _progress(width: int):
@@ -90,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     for name in ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed"):
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=getattr(default, name))
+    parser.add_argument("--prior-around-init", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_inits"))
     options = vars(parser.parse_args(arguments))
