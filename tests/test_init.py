@@ -293,9 +293,8 @@ def test_a_huge_file_is_refused_unread(tmp_path):
 
 @pytest.fixture
 def widths() -> tuple[int, ...]:
-    """The packaged widths; the test is skipped where there is none."""
-    if not packaged_widths():
-        pytest.skip("no init is packaged in inrjax/inits yet")
+    """The packaged widths; a package without any is broken."""
+    assert packaged_widths(), "no init is packaged in inrjax/inits"
     return packaged_widths()
 
 
