@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from inrjax import fit, overfit, trees
+from inrjax import fit, optimizers, overfit, trees
 from inrjax.images import read_image
 from inrjax.nets.siren import Siren
 from inrjax.types import Image
@@ -51,7 +51,7 @@ def fit_images(config: Config, images: Mapping[str, Image]) -> dict[str, np.ndar
     points = [overfit.image_points(i, tiling, num_tiles, config.seed) for i in images.values()]
     net = Siren(config.width, config.depth)
     plan = overfit.PlainPlan(
-        net, overfit.Adam(LEARNING_RATE), config.num_steps, num_tiles, window=1
+        net, optimizers.Adam(LEARNING_RATE), config.num_steps, num_tiles, window=1
     )
 
     def report(done: int, total: int) -> None:

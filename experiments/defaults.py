@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, metatrain, overfit, results, trees
+from inrjax import codecs, datasets, metatrain, optimizers, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
@@ -61,8 +61,12 @@ def variants(config: Config, training: Sequence[Image]) -> dict[str, codecs.Meta
     points = base.points_per_step
     return {
         "default": base,
-        **{f"Muon {rate:g}": replace(base, optimizer=overfit.Muon(rate)) for rate in config.muon},
-        **{f"Adam {rate:g}": replace(base, optimizer=overfit.Adam(rate)) for rate in config.adam},
+        **{
+            f"Muon {rate:g}": replace(base, optimizer=optimizers.Muon(rate)) for rate in config.muon
+        },
+        **{
+            f"Adam {rate:g}": replace(base, optimizer=optimizers.Adam(rate)) for rate in config.adam
+        },
         **{f"slope {slope:g}": replace(base, slope=slope) for slope in config.slopes},
         **{
             f"{n} pixels, {config.num_steps * points // n} steps": replace(

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, overfit, results
+from inrjax import codecs, datasets, optimizers, overfit, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
@@ -68,9 +68,9 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     images = dict(list(images.items())[: config.num_images])
     folder = results.run_folder(root, config)
     inits = {"learned": learned, "random": random_init(learned, config)}
-    optimizers = {"Muon": overfit.Muon(config.muon), "Adam": overfit.Adam(config.adam)}
+    compared = {"Muon": optimizers.Muon(config.muon), "Adam": optimizers.Adam(config.adam)}
     summaries: dict[tuple[str, str], list[Summary]] = {}
-    for optimizer_name, optimizer in optimizers.items():
+    for optimizer_name, optimizer in compared.items():
         for init_name, init in inits.items():
             series = [
                 codecs.MetaSiren(config.width, steps, config.seed, init=init, optimizer=optimizer)

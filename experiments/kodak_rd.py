@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from inrjax import codecs, datasets, metrics, overfit, plots, results
+from inrjax import codecs, datasets, metrics, optimizers, overfit, plots, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image, write_image
@@ -86,7 +86,7 @@ def build_codecs(config: Config) -> list[Codec]:
     """Every codec at every rate, the quick ones first."""
     fitted: dict[str, Any] = {
         "seed": config.seed,
-        "optimizer": overfit.Muon(config.learning_rate),
+        "optimizer": optimizers.Muon(config.learning_rate),
         "points_per_step": config.points_per_step,
     }
     return [

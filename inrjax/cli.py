@@ -22,7 +22,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -30,11 +30,13 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
-from inrjax import codecs, images, trees
+from inrjax import bitstream, codecs, images, trees
 from inrjax.init import load_init, packaged_init, save_init
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
+    from inrjax.codecs import Coin, MetaSiren
+    from inrjax.distributed import Team
     from inrjax.quickstart import Report
     from inrjax.results import Summary
     from inrjax.types import RDPoint
@@ -85,9 +87,11 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_PROCESSES, _PROCESS = _whole(1, 2**16), _whole(0, 2**16 - 1)
 _OUTPUT = arg(aliases=("-o",), metavar="PATH")
 _INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
 _FROM_CODEC = arg(help_behavior_hint="(default: the codec's own)")
+_FROM_CLUSTER = arg(help_behavior_hint="(default: the cluster's)")
 _REQUIRED = "(required)"
 
 
@@ -103,6 +107,10 @@ class Encode:
       inrjax encode photo.png -o photo.inr
       inrjax encode photos/*.png -o out/              out/NAME.inr for NAME.png
       inrjax encode photos/*.png -o out/ --width 48   larger and better
+      inrjax encode photos/*.png -o out/ --resume     goes on where it stopped
+      srun inrjax encode photos/*.png -o out/ --distributed
+
+    With --distributed, each of several processes fits its share of the pictures.
     """
 
     paths: Annotated[
@@ -124,6 +132,16 @@ class Encode:
     """A meta-learned network from `inrjax meta-train`. The decoder needs the same file."""
     overwrite: bool = False
     """Replace files that are there already."""
+    resume: bool = False
+    """Keep files that are there already and intact, and make the others."""
+    distributed: bool = False
+    """Be one of several processes with the same command: SLURM, Open MPI, or as named below."""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT"), _FROM_CLUSTER] = None
+    """Where process 0 runs, and a port of its that is free."""
+    num_processes: Annotated[int | None, _PROCESSES, _FROM_CLUSTER] = None
+    """How many there are."""
+    process_id: Annotated[int | None, _PROCESS, _FROM_CLUSTER] = None
+    """Which this is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -447,19 +465,127 @@ class Each:
 
 def _encode(options: Encode) -> int:
     codec = _inr_codec(options)
-    pairs = _plan(options.paths, options.output, ".inr", options.overwrite)
-    _use_every_core()
+    _check_processes(options)
     each = Each()
-    with each.all(len(pairs)):
-        for batch in _batches(pairs, each):
-            for path, stream in _encode_batch(codec, batch, each).items():
-                with each.file(), _naming(path):
-                    _keep(codec, batch[path], stream, path, pairs[path])
-                    each.num_done += 1
+    with _together(options, each) as team:
+        keeps = options.overwrite or options.resume
+        planned = _plan(options.paths, options.output, ".inr", keeps)
+        pairs = _own_share(codec, planned, options, team)
+        _use_every_core()
+        with each.all(len(pairs)):
+            for batch in _batches(pairs, each):
+                for path, stream in _encode_batch(codec, batch, each).items():
+                    with each.file(), _naming(path):
+                        _keep(codec, batch[path], stream, path, pairs[path])
+                        each.num_done += 1
     return each.exit_code
 
 
-def _inr_codec(options: Encode) -> Codec:
+def _check_processes(options: Encode) -> None:
+    named = [options.coordinator, options.num_processes, options.process_id]
+    given = [value for value in named if value is not None]
+    if given and (not options.distributed or len(given) < len(named)):
+        raise OptionError(
+            "--coordinator, --num-processes and --process-id go together, with --distributed"
+        )
+    if options.coordinator and not re.fullmatch(r".+:[0-9]{1,5}", options.coordinator):
+        raise OptionError(f"got --coordinator {options.coordinator!r}, expected HOST:PORT")
+    if len(given) == len(named) and (options.process_id or 0) >= (options.num_processes or 0):
+        raise OptionError(
+            f"got --process-id {options.process_id} of {options.num_processes}: count from 0"
+        )
+    if options.resume and options.overwrite:
+        raise OptionError("--resume keeps what --overwrite replaces: give one of them")
+
+
+@contextlib.contextmanager
+def _together(options: Encode, each: Each) -> Iterator[Team | None]:
+    """The block is this process's part of the work; the team if there is one, else None.
+
+    A process that dies is reported at once; at the end, each waits for the others.
+    """
+    if not options.distributed:
+        yield None
+        return
+    from inrjax import distributed
+
+    place = distributed.meet(options.coordinator, options.num_processes, options.process_id)
+
+    def report(index: int) -> None:
+        with each.file():
+            raise ValueError(
+                f"process {index} of {place.count} is dead: when the others have ended, the same "
+                "command with --resume makes the files that are missing"
+            )
+
+    with distributed.Team(place, report) as team:
+        yield team
+        team.finish()
+
+
+def _own_share(
+    codec: Coin | MetaSiren, pairs: Mapping[Path, Path], options: Encode, team: Team | None
+) -> dict[Path, Path]:
+    """The pictures that are this process's to fit, with their files.
+
+    What is missing is shared out anew by every run, so that all processes have some of what one
+    left undone. They look for it together, each in its part of the list.
+    """
+    from inrjax import distributed
+
+    items = list(pairs.items())
+    index, count = (team.place.index, team.place.count) if team else (0, 1)
+    missing = distributed.share(range(len(items)), index, count)
+    if options.resume:
+        missing = [i for i in missing if not _is_made(codec, *items[i])]
+    found = {"missing": missing, "command": repr(replace(options, process_id=None))}
+    everyone = team.gather(found) if team else [found]
+    if any(other["command"] != found["command"] for other in everyone):
+        raise ValueError(
+            "the processes were given different commands: give all the same pictures, in the same "
+            "order, and the same options"
+        )
+    to_fit = sorted(i for other in everyone for i in other["missing"])
+    if options.resume and index == 0:
+        _note(f"{len(items) - len(to_fit)} of {len(items)} files are there and are kept")
+    return dict(items[i] for i in distributed.share(to_fit, index, count))
+
+
+def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
+    """Whether a file is there, is intact, and is of this net and of a picture of this size."""
+    try:
+        data = target.read_bytes()
+        stream = bitstream.peek(data)
+        bitstream.unpack(data, codec.context(stream))
+        size = _picture_size(path)
+    except (OSError, ValueError):
+        return False
+    if isinstance(codec, codecs.MetaSiren):
+        init = codec.init or packaged_init(codec.width)
+        same_net = codec.context(stream) == init.digest
+    else:
+        same_net = stream.sections[0] == codec.width.to_bytes(2, "little") + bytes([codec.depth])
+    return same_net and size == (stream.height, stream.width)
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) as `images.read_image` gives it, from the header; ValueError if it is bad."""
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings(), PIL.Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            width, height = picture.size
+            turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_TURNED
+    except Exception as error:  # whatever Pillow's parsers raise on bad bytes
+        raise ValueError(f"{path} is not a picture: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+_EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
+
+
+def _inr_codec(options: Encode) -> Coin | MetaSiren:
     given = {"width": options.width, "num_steps": options.steps, "seed": options.seed}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.init is not None:

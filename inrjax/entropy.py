@@ -165,7 +165,7 @@ def _coder() -> Any:
 
 def _groups(model: Laplace):
     """(level, its counts, the positions that have it), by rising level."""
-    for level in np.unique(model.levels):
+    for level in np.flatnonzero(np.bincount(model.levels)):
         yield int(level), counts(int(level)), np.flatnonzero(model.levels == level)
 
 

@@ -85,6 +85,7 @@ def advance(
     num_steps: int,
     first_order: bool,
     key: jax.Array,
+    axis: str | None = None,
 ) -> tuple[MetaState, jax.Array]:
     """Run ``num_steps`` more outer steps; returns the state and the mean losses (num_steps,).
 
@@ -92,15 +93,20 @@ def advance(
     one after the other, so that memory holds the derivatives of one task. The key of a step
     depends on ``key`` and its number: chunks of any sizes, and a resumed run, give the same.
     A step whose loss or gradient is not finite is skipped.
+
+    ``axis``: within `jax.shard_map`, the mesh axis whose devices share out the tasks. Each then
+    holds the gradients of all tasks, and adds them in the order of tasks as one device does: no
+    partial sums, so that the number of devices changes what XLA rounds, but not what is computed.
     """
 
     def outer_step(state: MetaState, _) -> tuple[MetaState, jax.Array]:
         tasks = sample_tasks(jax.random.fold_in(key, state.step))
-        losses, grads = jax.lax.map(
+        losses, grads = _each_task(
             lambda task: jax.value_and_grad(
                 lambda meta: meta_loss(loss_fn, meta, task, first_order)
             )(state.meta),
             tasks,
+            axis,
         )
         grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
@@ -111,3 +117,19 @@ def advance(
         return kept._replace(step=state.step + 1), jnp.mean(losses)
 
     return jax.lax.scan(outer_step, state, length=num_steps)
+
+
+def _each_task(function: Callable[[Any], Any], tasks: Any, axis: str | None) -> Any:
+    """``function`` of each task, stacked, on every device of a mesh axis that shares the work."""
+    if axis is None:
+        return jax.lax.map(function, tasks)
+    count = jax.tree.leaves(tasks)[0].shape[0]
+    per_device = -(-count // jax.lax.axis_size(axis))
+    # Where devices are left over, they repeat the last task.
+    own = jax.lax.axis_index(axis) * per_device + jnp.arange(per_device)
+    own_tasks = jax.tree.map(lambda leaf: leaf[jnp.minimum(own, count - 1)], tasks)
+    done = jax.lax.map(function, own_tasks)
+    return jax.tree.map(
+        lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True)[:count],
+        done,
+    )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inrjax import checkpoint, fit, meta, overfit, trees
+from inrjax import checkpoint, fit, meta, optimizers, overfit, trees
 from inrjax.images import coordinates
 from inrjax.init import Init, flat_init
 from inrjax.nets.siren import Encoding, Siren
@@ -111,7 +111,8 @@ def _train_maml(
     folder: Path | None,
     on_progress: OnProgress | None,
 ) -> meta.MetaParams:
-    data = _task_data(images, config.seed)
+    mesh = _mesh(config.tasks_per_step)
+    data = jax.device_put(_task_data(images, config.seed), jax.NamedSharding(mesh, jax.P()))
     state = meta.start(_initial_meta(config, net), _outer_optimizer(config))
     inputs = {"config": asdict(config), "data_sha256": digest}
     if folder is not None:
@@ -120,7 +121,7 @@ def _train_maml(
     done = int(state.step)
     while done < config.num_steps:
         steps = min(CHECKPOINT_STEPS, config.num_steps - done)
-        state, losses = _advance(config, net, steps, state, data)
+        state, losses = _advance(config, net, steps, mesh, state, data)
         if not np.isfinite(np.asarray(losses)).any():
             raise ValueError("meta-training diverged: lower learning_rate or inner_rate")
         done += steps
@@ -131,21 +132,35 @@ def _train_maml(
     return state.meta
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(config, net, num_steps, state, data):
+def _mesh(num_tasks: int) -> jax.sharding.Mesh:
+    """This process's devices, as many as have a task of an outer step to do."""
+    devices = jax.local_devices()[:num_tasks]
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("task",), axis_types=auto, devices=devices)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _advance(config, net, num_steps, mesh, state, data):
     def loss_fn(params, points):
         coords, pixels = points
         return overfit.point_mse(net, params, coords, pixels, jnp.ones(coords.shape[1]))
 
-    return meta.advance(
-        loss_fn,
-        partial(_sample_tasks, config, data),
-        state,
-        _outer_optimizer(config),
-        num_steps,
-        config.first_order,
-        jax.random.key(config.seed),
-    )
+    def on_device(state, data):
+        return meta.advance(
+            loss_fn,
+            partial(_sample_tasks, config, data),
+            state,
+            _outer_optimizer(config),
+            num_steps,
+            config.first_order,
+            jax.random.key(config.seed),
+            "task",
+        )
+
+    # check_vma=False: every device holds the same state, and no gradient may be summed over them.
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(jax.P(), jax.P()), out_specs=jax.P(), check_vma=False
+    )(state, data)
 
 
 def _initial_meta(config: MetaTrainConfig, net: Siren) -> meta.MetaParams:
@@ -252,7 +267,7 @@ def _fit_prior(
     num_tiles = fit.bucket(max(-(-size // tiling.tile) for size in sizes))
     points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
     plan = overfit.RatePlan(
-        init.net, overfit.Muon(overfit.LEARNING_RATE), config.prior_steps,
+        init.net, optimizers.Muon(overfit.LEARNING_RATE), config.prior_steps,
         tiling.tiles_per_step, max(1, config.prior_steps // 40), config.slope,
     )  # fmt: skip
     shared = overfit.rate_shared(init, config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,44 +16,8 @@ from inrjax.fit import FitState, Points, Tiling
 from inrjax.images import coordinates
 from inrjax.init import Init
 from inrjax.nets.siren import Siren
+from inrjax.optimizers import Optimizer
 from inrjax.types import Image, Params
-
-
-class Optimizer(Protocol):
-    """A hashable choice of an optax optimiser, built for a number of steps."""
-
-    @property
-    def learning_rate(self) -> float:
-        """Its highest learning rate, a field that `dataclasses.replace` can lower."""
-        ...
-
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser with its schedule."""
-        ...
-
-
-@dataclass(frozen=True)
-class Muon:
-    """Muon (Jordan et al. 2024) for weight matrices and Adam for the rest, both on a cosine decay
-    to 0. optax gives every leaf that is not 2-D to Adam, so it must not see stacked params."""
-
-    learning_rate: float
-
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser for a fit of this many steps."""
-        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
-        return optax.contrib.muon(rate, adam_learning_rate=rate)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma and Ba 2015) at a constant rate, as COIN uses it."""
-
-    learning_rate: float
-
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The optimiser; the number of steps does not matter to it."""
-        return optax.adam(self.learning_rate)
 
 
 def image_points(image: Image, tiling: Tiling, num_tiles: int, seed: int) -> Points:
@@ -63,9 +27,12 @@ def image_points(image: Image, tiling: Tiling, num_tiles: int, seed: int) -> Poi
     return fit.make_points(coordinates(height, width), pixels, tiling.tile, num_tiles, seed)
 
 
-def _image_mse(net: Siren, params: Params, points: Points, tiles: jax.Array) -> jax.Array:
+def _image_mse(
+    net: Siren, params: Params, points: Points, tiles: jax.Array, axis: str | None = None
+) -> jax.Array:
     """Mean squared error on the [0, 1] scale: pixels are in [-1, 1], whence the 4."""
-    return 0.25 * jnp.asarray(fit.tiled_mse(net.apply_columns, params, points, tiles))
+    tile_loss = fit.squared_error(net.apply_columns)
+    return 0.25 * jnp.asarray(fit.tiled_mse(tile_loss, params, points, tiles, axis))
 
 
 @dataclass(frozen=True)
@@ -88,14 +55,19 @@ class PlainPlan:
         return fit.start(self.net.init(key_init), self.optimizer.build(self.num_steps))
 
     def advance(
-        self, shared: jax.Array, datum: Points, state: FitState, num_steps: int
+        self,
+        shared: jax.Array,
+        datum: Points,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
         _, key_tiles, key_steps = jax.random.split(shared, 3)
 
         def loss_fn(params, step, key):
             tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
-            return _image_mse(self.net, params, datum, tiles)
+            return _image_mse(self.net, params, datum, tiles, axis)
 
         optimizer = self.optimizer.build(self.num_steps)
         return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
@@ -111,8 +83,8 @@ class RateShared(NamedTuple):
 
     params: Any
     rates: Any
-    mean: jax.Array
-    scales: jax.Array
+    mean: Any
+    scales: Any
     key: jax.Array
 
 
@@ -124,17 +96,18 @@ POINTS_PER_STEP = 12_288
 
 
 def rate_shared(init: Init, seed: int) -> RateShared:
-    """What `RatePlan` needs of an init, and a key."""
+    """What `RatePlan` needs of an init, and a key. Host arrays: JAX compiles a program for each
+    operation and shape that it is asked for, a quarter of a second here."""
 
     def as_float32(tree):
-        return _by_path(lambda _, leaf: jnp.asarray(leaf, jnp.float32), tree)
+        return _by_path(lambda _, leaf: np.asarray(leaf, np.float32), tree)
 
     levels = np.concatenate([level.ravel() for _, level in sorted(init.levels().items())])
     return RateShared(
         params=as_float32(init.params),
         rates=as_float32(init.rates) if init.rates else None,
-        mean=jnp.asarray(trees.ravel(init.mean()), jnp.float32),
-        scales=jnp.exp2(jnp.asarray(levels) / 4),
+        mean=trees.ravel(init.mean()).astype(np.float32),
+        scales=np.exp2(levels / 4).astype(np.float32),
         key=jax.random.key(seed),
     )
 
@@ -187,7 +160,12 @@ class RatePlan:
         return fit.start(learned, self._optimizer())
 
     def advance(
-        self, shared: RateShared, datum: Points, state: FitState, num_steps: int
+        self,
+        shared: RateShared,
+        datum: Points,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
         key_tiles, key_steps = jax.random.split(shared.key)
@@ -197,7 +175,7 @@ class RatePlan:
             rounded = step >= self.noisy_steps
             symbols, steps = _soft_symbols(learned, shared.mean, rounded, key)
             params = _unravel(shared.mean + symbols * steps, shared.params)
-            mse = _image_mse(self.net, params, datum, tiles)
+            mse = _image_mse(self.net, params, datum, tiles, axis)
             offsets = _by_tensor(jnp.exp(learned["log_scale"]), shared.params)
             scales = jnp.maximum(shared.scales / steps * offsets, entropy.scale(0))
             bits = jnp.sum(entropy.bits(symbols, scales))

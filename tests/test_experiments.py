@@ -55,6 +55,15 @@ def test_defaults_smoke(tmp_path: Path) -> None:
     assert "| default |" in table and "| prior mean: the init |" in table
 
 
+def test_optimizers_smoke(tmp_path: Path) -> None:
+    from experiments import optimizers
+
+    path = optimizers.main(optimizers.Options(output=tmp_path, smoke=True))
+    table, timing = path.read_text(), json.loads((path.parent / "timing.json").read_text())
+    assert table.count("| Muon | ") == 3 and "To " in table and "gain dB" in table
+    assert all(row["step_seconds"] > row["update_seconds"] > 0 for row in timing["rows"])
+
+
 def test_coin_published_smoke() -> None:
     from experiments import coin_published
 

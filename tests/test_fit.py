@@ -17,7 +17,7 @@ import optax
 import pytest
 from conftest import ROOT, photograph
 
-from inrjax import fit, overfit
+from inrjax import fit, optimizers, overfit
 from inrjax.nets.siren import Siren
 
 KEY = jax.random.key(0)
@@ -302,15 +302,19 @@ def test_tiled_mse_is_the_weighted_mean_and_so_is_its_gradient(weighting) -> Non
 
     for tiles in ([2], [0, 2, 1], [2, 3]):  # tile 2 is partly padding, tile 3 wholly
         index = jnp.array(tiles)
-        tiled = jax.jit(jax.value_and_grad(lambda p, i: 3 * fit.tiled_mse(predict, p, points, i)))
+        tiled = jax.jit(
+            jax.value_and_grad(
+                lambda p, i: 3 * fit.tiled_mse(fit.squared_error(predict), p, points, i)
+            )
+        )
         value, gradient = tiled(params, index)
         expected, slope = jax.jit(jax.value_and_grad(lambda p, t=tiles: 3 * plain(p, t)))(params)
         assert float(value) == pytest.approx(float(expected), rel=1e-5)
         for name in params:
             np.testing.assert_allclose(gradient[name], slope[name], rtol=1e-4, atol=1e-6)
-        assert float(3 * fit.tiled_mse(predict, params, points, index)) == pytest.approx(
-            float(value)
-        )
+        assert float(
+            3 * fit.tiled_mse(fit.squared_error(predict), params, points, index)
+        ) == pytest.approx(float(value))
 
 
 def test_tiled_mse_of_all_tiles_is_the_mean_over_the_list() -> None:
@@ -318,8 +322,33 @@ def test_tiled_mse_of_all_tiles_is_the_mean_over_the_list() -> None:
     points = jax.tree.map(jnp.asarray, fit.make_points(coords, pixels, 64, 6, seed=0))
     params = {"a": np.eye(3, 2, dtype="f4"), "b": np.zeros(3, "f4")}
     whole = np.mean((np.tanh(coords @ params["a"].T) - pixels) ** 2)
-    value = fit.tiled_mse(predict, params, points, jnp.arange(6))
+    value = fit.tiled_mse(fit.squared_error(predict), params, points, jnp.arange(6))
     assert float(value) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_tile_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    coords, pixels = list_of(500)
+    points = jax.tree.map(jnp.asarray, fit.make_points(coords, pixels, 256, 2, seed=0))
+    params = {"a": np.eye(3, 2, dtype="f4"), "b": np.zeros(3, "f4")}
+
+    def of_pieces(size: int):
+        monkeypatch.setattr(fit, "CPU_TILE", size)
+        sizes = []
+
+        def tile_loss(params, coords, pixels, weights):
+            sizes.append(coords.shape)
+            return fit.squared_error(predict)(params, coords, pixels, weights)
+
+        value = jax.value_and_grad(
+            lambda p: fit.tiled_mse(tile_loss, p, points, jnp.array([1, 0]), None)
+        )(params)
+        assert set(sizes) == {(2, size)}
+        return value
+
+    for whole, pieces in zip(
+        jax.tree.leaves(of_pieces(256)), jax.tree.leaves(of_pieces(64)), strict=True
+    ):
+        np.testing.assert_allclose(whole, pieces, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -334,7 +363,7 @@ class Bowl:
     def start(self, shared, datum) -> fit.FitState:
         return fit.start(shared, optax.sgd(0.1))
 
-    def advance(self, shared, datum, state, num_steps):
+    def advance(self, shared, datum, state, num_steps, axis):
         def loss_fn(params, step, key):
             return jnp.sum((params - datum) ** 2)
 
@@ -416,7 +445,7 @@ def test_different_shapes_are_refused() -> None:
 
 SHAPES = ((24, 20), (20, 24), (21, 23), (1, 450))
 NET = Siren(8, 2)
-PLAN = overfit.PlainPlan(NET, overfit.Muon(5e-3), num_steps=16, tiles_per_step=2, window=4)
+PLAN = overfit.PlainPlan(NET, optimizers.Muon(5e-3), num_steps=16, tiles_per_step=2, window=4)
 
 
 def image_data(count: int = 4) -> list[fit.Points]:
@@ -457,11 +486,13 @@ def test_four_image_shapes_one_compilation_for_a_width() -> None:
             fit.fit_batch(plan, KEY, [datum])
         fit.fit_batch(plan, KEY, data)
 
-    before = fit._advance_group._cache_size()
+    advance = fit._programs("cpu")[1]
+    before = advance._cache_size()
     names = compilations(fit_all)
-    assert names.count("jit(_advance_group)") == 1
-    assert names.count("jit(_start_group)") == 1
-    assert fit._advance_group._cache_size() == before + 1
+    # One for a datum whose points the devices share, one for batches of any size.
+    assert names.count("jit(_advance_group)") == 2
+    assert names.count("jit(_start_group)") == 2
+    assert advance._cache_size() == before + 2
     assert compilations(fit_all) == []
 
 
@@ -474,9 +505,9 @@ def test_a_batch_gives_the_bits_of_singles() -> None:
     assert len({float(result.losses[-1]) for result in batch}) == 4
 
 
-def captured(monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """The compiled text of a batch's fit, and its state after the last chunk."""
-    inner, seen = fit._advance_group, {}
+def captured(monkeypatch: pytest.MonkeyPatch, count: int) -> tuple[str, Any]:
+    """The compiled text of a fit of ``count`` data, and its state after the last chunk."""
+    (start, inner), seen = fit._programs("cpu"), {}
 
     def spy(*args):
         seen["text"] = inner.lower(*args).compile().as_text()
@@ -484,8 +515,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
         seen["final"] = jax.tree.map(np.asarray, seen["state"])
         return seen["state"], losses
 
-    monkeypatch.setattr(fit, "_advance_group", spy)
-    fit.fit_batch(PLAN, KEY, image_data())
+    monkeypatch.setattr(fit, "_programs", lambda platform: (start, spy))
+    fit.fit_batch(PLAN, KEY, image_data(count))
     return seen["text"], seen["final"]
 
 
@@ -498,7 +529,7 @@ def test_a_batch_on_two_devices_holds_no_collective_and_muon_holds_every_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert len(jax.devices()) >= 2
-    text, state = captured(monkeypatch)
+    text, state = captured(monkeypatch, 4)
     assert "num_partitions=" in text  # it is the sharded program
     assert not COLLECTIVE.search(text)
 
@@ -519,6 +550,37 @@ def named(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf, the path as jax writes it."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def test_a_datum_alone_is_shared_by_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, _ = captured(monkeypatch, 1)
+    assert set(COLLECTIVE.findall(text)) == {"all-gather"}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("pieces", [1, 2, 6, 8, 32])
+def test_shared_points_give_the_bits_of_one_device(pieces: int, devices: int) -> None:
+    """On devices of one mesh axis, each of which works on its share of the pieces: `vmap` with
+    an axis name stands for them."""
+    coords, pixels = list_of(64 * pieces)
+    points = jax.tree.map(jnp.asarray, fit.make_points(coords, pixels, 64, pieces, seed=0))
+    rng = np.random.default_rng(1)
+    params = {"a": rng.normal(size=(3, 2)).astype("f4"), "b": rng.normal(size=3).astype("f4")}
+
+    def value(params, axis):
+        tile_loss = fit.squared_error(predict)
+        return fit.tiled_mse(tile_loss, params, points, jnp.arange(pieces), axis)
+
+    alone = jax.jit(jax.value_and_grad(lambda p: value(p, None)))(params)
+    shared = jax.jit(
+        jax.vmap(
+            jax.value_and_grad(lambda p: value(p, "points")), axis_name="points", out_axes=0,
+            in_axes=None, axis_size=devices,
+        )
+    )(params)  # fmt: skip
+    for device in range(devices):
+        for here, there in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+            np.testing.assert_allclose(here, there[device], rtol=2e-6, atol=1e-8)
 
 
 def test_the_check_for_collectives_finds_one() -> None:

@@ -25,6 +25,8 @@ LAYERS = {
     "inrjax.bitstream": 1,
     "inrjax.fit": 1,
     "inrjax.checkpoint": 1,
+    "inrjax.distributed": 1,
+    "inrjax.optimizers": 1,
     "inrjax.nets": 1,
     "inrjax.datasets": 2,
     "inrjax.quantize": 2,

@@ -133,7 +133,7 @@ def test_progress_rises_to_a_fixed_total() -> None:
 
 
 def test_divergence_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(config, net, num_steps, state, data):
+    def diverged(config, net, num_steps, mesh, state, data):
         return state, np.full(num_steps, np.nan)
 
     monkeypatch.setattr(metatrain, "_advance", diverged)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import photograph
 
-from inrjax import entropy, fit, overfit, quantize, trees
+from inrjax import entropy, fit, optimizers, overfit, quantize, trees
 from inrjax.images import coordinates, to_float
 from inrjax.init import Init, flat_init
 from inrjax.nets.siren import Encoding, Siren
@@ -77,41 +77,11 @@ def test_the_mse_is_on_the_unit_scale() -> None:
     assert float(by_tile @ counts / counts.sum()) == pytest.approx(float(mse), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------- optimisers
-
-
-@pytest.mark.parametrize("optimizer", [overfit.Muon(0.02), overfit.Adam(0.02)])
-def test_an_optimiser_is_a_hashable_value(optimizer) -> None:
-    same = replace(optimizer)
-    assert same == optimizer and hash(same) == hash(optimizer)
-    assert replace(optimizer, learning_rate=0.01) != optimizer
-
-
-def update_sizes(optimizer: overfit.Optimizer) -> np.ndarray:
-    """The largest update of steps 0..10 of a fit of 10, under a constant gradient."""
-    chosen = optimizer.build(10)
-    params = {"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
-    state, sizes = chosen.init(params), []
-    update = jax.jit(chosen.update)
-    for _ in range(11):
-        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
-        sizes.append([float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates)])
-    return np.array(sizes)
-
-
-def test_muon_decays_to_zero_and_adam_does_not() -> None:
-    muon, adam = update_sizes(overfit.Muon(0.02)), update_sizes(overfit.Adam(0.02))
-    assert np.all(np.diff(muon, axis=0) < 0)
-    np.testing.assert_array_equal(muon[10], 0)
-    np.testing.assert_allclose(adam, 0.02, rtol=1e-4)
-    np.testing.assert_allclose(update_sizes(overfit.Muon(0.01)), muon / 2, rtol=1e-4)
-
-
 # ---------------------------------------------------------------------------- plain
 
 
 def test_a_plain_fit_improves_the_image() -> None:
-    plan = overfit.PlainPlan(NET, overfit.Muon(0.01), STEPS, tiles_per_step=4, window=1)
+    plan = overfit.PlainPlan(NET, optimizers.Muon(0.01), STEPS, tiles_per_step=4, window=1)
     key = jax.random.key(0)
     (result,) = fit.fit_batch(plan, key, [points()])
     assert bool(result.finite)
@@ -226,7 +196,7 @@ def test_rounding_passes_gradients_straight_through() -> None:
 
 def test_some_steps_are_rounded_and_only_the_last() -> None:
     for steps in (1, 2, 10, 19, 40, 100, 2000):
-        plan = overfit.RatePlan(NET, overfit.Muon(0.01), steps, 1, 1, 0.3)
+        plan = overfit.RatePlan(NET, optimizers.Muon(0.01), steps, 1, 1, 0.3)
         assert 0 <= plan.noisy_steps < steps
         assert plan.noisy_steps >= 0.94 * steps - 1
 
@@ -235,7 +205,7 @@ def test_some_steps_are_rounded_and_only_the_last() -> None:
 
 
 def rate_plan(slope: float) -> overfit.RatePlan:
-    return overfit.RatePlan(NET, overfit.Muon(0.01), STEPS, 4, 1, slope)
+    return overfit.RatePlan(NET, optimizers.Muon(0.01), STEPS, 4, 1, slope)
 
 
 @cache

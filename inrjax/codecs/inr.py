@@ -6,7 +6,9 @@ Encoding imports JAX when it is called; decoding needs numpy and the range coder
 from __future__ import annotations
 
 import binascii
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -18,7 +20,7 @@ from inrjax.nets.siren import MAX_DEPTH, Siren
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
 if TYPE_CHECKING:
-    from inrjax.overfit import Optimizer
+    from inrjax.optimizers import Optimizer
 
 WIDTHS = packaged_widths()
 """Widths that MetaSiren has a packaged init for: a rate curve, one file size for each."""
@@ -26,18 +28,42 @@ WIDTHS = packaged_widths()
 _RETRIES = 2
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
 _DIGEST_BYTES = 4
-_BAND_PIXELS = 1 << 18
+_BLOCK_PIXELS = 1 << 15
 
 
 def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
-    """The uint8 (height, width, 3) image that a net holds, in bands of rows: bounded memory."""
+    """The uint8 (height, width, 3) image that a net holds, by blocks on all cores.
+
+    Memory: the image, and a few MB for each core. The bytes depend on the blocks, which depend on
+    the image's size alone, so any number of cores gives the same.
+    """
     image = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
-    for first in range(0, height, rows):
-        band = slice(first, min(first + rows, height))
-        pixels = net.apply_host(params, images.coordinates(height, width, band))
-        image[band] = images.to_uint8((pixels + 1) / 2).reshape(-1, width, 3)
+
+    def fill(block: tuple[slice, slice]) -> None:
+        y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
+        image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
+
+    blocks = _blocks(height, width)
+    with ThreadPoolExecutor(min(_num_cores(), len(blocks))) as pool:
+        for _ in pool.map(fill, blocks):  # raises what a thread raised
+            pass
     return image
+
+
+def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of blocks that make up the image, of at most `_BLOCK_PIXELS` pixels."""
+    columns = min(width, _BLOCK_PIXELS)
+    rows = -(-height // -(-height * columns // _BLOCK_PIXELS))  # of about equal heights
+    return [
+        (slice(top, min(top + rows, height)), slice(left, min(left + columns, width)))
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
+
+
+def _num_cores() -> int:
+    available = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(available(0)) if available else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------------------- fitting a batch
@@ -128,7 +154,7 @@ class Coin:
 
     As published: no entropy coding, the snapshot of the lowest loss. The published points use
     50,000 full-image steps of Adam: ``num_steps=50_000, points_per_step=None,
-    optimizer=overfit.Adam(2e-4)``. The defaults are a CPU's budget: fewer steps, pixel subsets,
+    optimizer=optimizers.Adam(2e-4)``. The defaults are a CPU's budget: fewer steps, pixel subsets,
     Muon.
 
     Attributes:
@@ -171,7 +197,7 @@ class Coin:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
         import jax
 
-        from inrjax import overfit
+        from inrjax import optimizers, overfit
 
         _check_images(images)
         net, steps = Siren(self.width, self.depth), self.num_steps
@@ -180,7 +206,7 @@ class Coin:
             make_plan=lambda optimizer, tiles: overfit.PlainPlan(
                 net, optimizer, steps, tiles, window
             ),
-            optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
+            optimizer=self.optimizer or optimizers.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
             seed=self.seed,
         )
@@ -290,7 +316,7 @@ class MetaSiren:
     def _fit(
         self, batch: Sequence[Image], init: Init, on_progress: OnProgress | None
     ) -> list[Params]:
-        from inrjax import overfit
+        from inrjax import optimizers, overfit
 
         steps, slope = self.num_steps, self.slope
         window = max(1, min(_WINDOW, steps // 40))
@@ -298,7 +324,7 @@ class MetaSiren:
             make_plan=lambda optimizer, tiles: overfit.RatePlan(
                 init.net, optimizer, steps, tiles, window, slope
             ),
-            optimizer=self.optimizer or overfit.Muon(overfit.LEARNING_RATE),
+            optimizer=self.optimizer or optimizers.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step,
             seed=self.seed,
         )

@@ -1,0 +1,184 @@
+"""What a fit steps with: hashable choices of an optimiser, each built for a number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Optimizer(Protocol):
+    """A hashable choice of an optax optimiser, built for a number of steps."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Its highest learning rate, a field that `dataclasses.replace` can lower."""
+        ...
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser with its schedule."""
+        ...
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon (Jordan et al. 2024) for weight matrices and Adam for the rest, both on a cosine decay
+    to 0. optax gives every leaf that is not 2-D to Adam, so it must not see stacked params."""
+
+    learning_rate: float
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a fit of this many steps."""
+        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        return optax.contrib.muon(rate, adam_learning_rate=rate)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015), on a cosine decay to ``final`` times its rate: 1 is the constant
+    rate that COIN uses."""
+
+    learning_rate: float
+    final: float = 1.0
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a fit of this many steps."""
+        return optax.adam(
+            optax.cosine_decay_schedule(self.learning_rate, num_steps, alpha=self.final)
+        )
+
+
+@dataclass(frozen=True)
+class Soap:
+    """SOAP (Vyas et al. 2024, arXiv:2409.11321) for weight matrices and Adam for the rest, both on
+    a cosine decay to 0. As for `Muon`, params must not be stacked; see `scale_by_soap`.
+
+    ``refresh``: steps from one refresh of the eigenbases to the next, >= 1.
+    """
+
+    learning_rate: float
+    refresh: int = 10
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser for a fit of this many steps."""
+        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        soap = optax.chain(scale_by_soap(refresh=self.refresh), optax.scale_by_learning_rate(rate))
+        return optax.partition({"matrix": soap, "rest": optax.adam(rate)}, _labels)
+
+
+def _labels(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else "rest", params)
+
+
+class SoapState(NamedTuple):
+    """What SOAP carries: ``count`` int32; for each (m, n) leaf the first moment ``mu`` of its
+    gradients and the second ``nu`` in the eigenbasis, (m, n); Shampoo's factors ``left`` (m, m)
+    and ``right`` (n, n), and their eigenvectors as columns, ``left_basis`` and ``right_basis``."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+    left: Any
+    right: Any
+    left_basis: Any
+    right_basis: Any
+
+
+def scale_by_soap(
+    b1: float = 0.95, b2: float = 0.95, eps: float = 1e-8, refresh: int = 10
+) -> optax.GradientTransformation:
+    """Adam in the eigenbasis of Shampoo's preconditioner (arXiv:2409.11321, algorithm 3).
+
+    Every leaf is a matrix. The first step moves nothing: its gradient gives the bases, by an
+    eigendecomposition. Every ``refresh`` steps they follow, by one step of power iteration and a
+    QR decomposition. Both moments have Adam's bias correction. Under vmap the condition becomes a
+    choice, so that every step pays for both decompositions: map over fits (`jax.lax.map`) instead.
+
+    Args:
+      b1, b2: decay of the first moment, and of the second and of Shampoo's factors, in [0, 1).
+      eps: added to the root of the second moment. refresh: >= 1.
+
+    Raises:
+      ValueError: refresh < 1, or (when it starts) a leaf is not a matrix.
+    """
+    if refresh < 1:
+        raise ValueError(f"got refresh {refresh}, expected at least 1")
+
+    def init(params):
+        leaves = jax.tree.leaves(params)
+        if any(leaf.ndim != 2 for leaf in leaves):
+            shapes = sorted({leaf.shape for leaf in leaves if leaf.ndim != 2})
+            raise ValueError(f"SOAP got leaves of shapes {shapes}, expected matrices")
+
+        def squares(make, axis: int):
+            return jax.tree.map(lambda leaf: make(leaf.shape[axis], dtype=leaf.dtype), params)
+
+        def zeros(size: int, dtype) -> jax.Array:
+            return jnp.zeros((size, size), dtype)
+
+        moment = jax.tree.map(jnp.zeros_like, params)
+        return SoapState(
+            count=jnp.zeros((), jnp.int32),
+            mu=moment,
+            nu=moment,
+            left=squares(zeros, 0),
+            right=squares(zeros, 1),
+            left_basis=squares(jnp.eye, 0),
+            right_basis=squares(jnp.eye, 1),
+        )
+
+    def update(updates, state, params=None):
+        del params
+        first, count = state.count == 0, jnp.maximum(state.count, 1)
+
+        def average(old, new, decay: float):
+            return jax.tree.map(lambda o, n: decay * o + (1 - decay) * n, old, new)
+
+        gradient = jax.tree.map(_rotate, updates, state.left_basis, state.right_basis)
+        # The first gradient is diagonal in its own basis: beside the diagonal, Adam would
+        # scale rounding errors up to whole steps.
+        mu = _where(first, state.mu, average(state.mu, updates, b1))
+        nu = _where(first, state.nu, average(state.nu, jax.tree.map(jnp.square, gradient), b2))
+
+        def direction(mu, nu, left_basis, right_basis):
+            moment = _rotate(mu, left_basis, right_basis) / (1 - b1**count)
+            scaled = moment / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+            return left_basis @ scaled @ right_basis.T
+
+        step = jax.tree.map(direction, mu, nu, state.left_basis, state.right_basis)
+        left = average(state.left, jax.tree.map(lambda g: g @ g.T, updates), b2)
+        right = average(state.right, jax.tree.map(lambda g: g.T @ g, updates), b2)
+        kind = jnp.where(first, 1, jnp.where(state.count % refresh == 0, 2, 0))
+        left_basis, right_basis = jax.lax.switch(
+            kind,
+            (_same_basis, _eigenbasis, _power_iteration),
+            (left, right),
+            (state.left_basis, state.right_basis),
+        )
+        return step, SoapState(state.count + 1, mu, nu, left, right, left_basis, right_basis)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rotate(matrix: jax.Array, left_basis: jax.Array, right_basis: jax.Array) -> jax.Array:
+    return left_basis.T @ matrix @ right_basis
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _same_basis(factors: Any, bases: Any) -> Any:
+    return bases
+
+
+def _eigenbasis(factors: Any, bases: Any) -> Any:
+    # Largest first: the order that power iteration converges to, so that it keeps it.
+    return jax.tree.map(lambda factor: jnp.linalg.eigh(factor)[1][:, ::-1], factors)
+
+
+def _power_iteration(factors: Any, bases: Any) -> Any:
+    return jax.tree.map(lambda factor, basis: jnp.linalg.qr(factor @ basis)[0], factors, bases)
