@@ -146,9 +146,9 @@ class Options:
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
-    import jax
+    from inrjax import fit
 
-    jax.config.update("jax_num_cpu_devices", results.cpu_count())
+    fit.use_every_core()
     if options.smoke:
         [(name, image), *_] = smoke_images().items()
         config, training, images = SMOKE, [image], {name: image}

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, optimizers, overfit, results
+from inrjax import codecs, datasets, fit, optimizers, overfit, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
@@ -164,7 +164,7 @@ class Options:
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
-    jax.config.update("jax_num_cpu_devices", results.cpu_count())
+    fit.use_every_core()
     if options.smoke:
         images, config = smoke_images(), SMOKE
     else:

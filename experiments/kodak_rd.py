@@ -392,9 +392,9 @@ class Options:
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
-    import jax
+    from inrjax import fit
 
-    jax.config.update("jax_num_cpu_devices", results.cpu_count())
+    fit.use_every_core()
     config = SMOKE if options.smoke else options.config
     if options.redraw:
         config = with_inits(config)

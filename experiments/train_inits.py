@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inrjax import datasets, metatrain, trees
+from inrjax import datasets, fit, metatrain, trees
 from inrjax.images import read_image
 from inrjax.init import Init, packaged_init, save_init
-from inrjax.results import cpu_count
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -96,8 +95,6 @@ def _progress(width: int):
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
     """Set one device a core, then run. argparse, so that a bare machine with a GPU can run it."""
-    import jax
-
     default = Config()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="the folder that holds cid22/")
@@ -111,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     options = vars(parser.parse_args(arguments))
     data, output, checkpoints = (options.pop(n) for n in ("data", "output", "checkpoints"))
     config = Config(**options | {"widths": tuple(options["widths"])})
-    jax.config.update("jax_num_cpu_devices", cpu_count())  # of no effect on a GPU
+    fit.use_every_core()
     output.mkdir(parents=True, exist_ok=True)
     return run(config, data, output, checkpoints)
 

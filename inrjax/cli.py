@@ -279,16 +279,80 @@ def _error(text: object) -> None:
 
 
 def _use_every_core() -> None:
-    """Make each core that this process may use a JAX device, over which images are spread.
+    """`fit.use_every_core`, whose module imports JAX; and compile nothing twice."""
+    from inrjax import fit
 
-    Only before JAX has computed anything; after that its devices stay as they are.
+    _keep_programs()
+    fit.use_every_core()
+
+
+CACHE_BYTES = 1 << 28
+"""Compiled programs kept on disk at most, about 0.4 MB each; those not used for long go first."""
+
+
+def _cache_folder() -> Path | None:
+    """Where the user's compiled programs are kept; None for nowhere."""
+    given = os.environ.get("INRJAX_CACHE")
+    if given is not None:
+        return Path(given).absolute() if given else None
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        base = base if base.is_absolute() else Path.home() / ".cache"
+    return base / "inrjax"
+
+
+def _keep_programs() -> None:
+    """Have JAX keep compiled programs on disk, and use those that are there.
+
+    A user's own setting of JAX's cache stays. Whatever is wrong with the folder or with a file in
+    it, the work goes on without: nothing is said, and a file that cannot be read is replaced.
     """
     import jax
 
-    available = getattr(os, "sched_getaffinity", None)  # not on macOS
-    count = len(available(0)) if available else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    try:
+        folder = _cache_folder()
+        if folder is None:
+            return
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds code that will be run
+        _prune(folder, CACHE_BYTES)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    show = warnings.showwarning
+
+    def show_others(message: Warning | str, *where: Any, **how: Any) -> None:
+        if "persistent compilation cache" not in str(message):
+            show(message, *where, **how)
+        elif program := re.match(r"Error reading .* for '(\w+)'", str(message)):
+            for path in folder.glob(f"{program[1]}-*"):  # JAX would not write over it
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    warnings.showwarning = show_others
+
+
+def _prune(folder: Path, num_bytes: int) -> None:
+    """Delete the files of a folder that were not used for longest, down to ``num_bytes``."""
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process deleted it
+            if path.is_file():
+                stat = path.stat()
+                files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    excess = sum(size for _, size, _ in files) - num_bytes
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        excess -= size
 
 
 @contextlib.contextmanager
@@ -950,6 +1014,9 @@ Try it:
   inrjax encode photo.png -o photo.inr           a picture to a file
   inrjax decode photo.inr -o photo.png           and back
   inrjax encode --help                           more on one command
+
+Compiled programs are kept in the user's cache folder, or in that of the environment variable
+INRJAX_CACHE; if it is empty, nowhere.
 """
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from inrjax import metrics, results
+from inrjax.machine import cpu_count
 from inrjax.trees import digest, write_atomic
 from inrjax.types import Codec, Image, OnProgress, RDPoint
 
@@ -428,7 +429,7 @@ def _measure_batch(
         if reason is not None
     ]
     # The metrics release the interpreter's lock; four images at once bound the memory.
-    with ThreadPoolExecutor(min(results.cpu_count(), 4)) as pool:
+    with ThreadPoolExecutor(min(cpu_count(), 4)) as pool:
         rows = pool.map(
             lambda name: _row(codec, name, images[name], encoded[name], decoded[name]),
             [name for name, reason in reasons.items() if reason is None],

@@ -6,6 +6,7 @@ are cut into tiles that stay in cache, so lists of different lengths share one c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from inrjax.machine import cpu_count
 from inrjax.types import OnProgress, Params
 
 LossFn = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -225,38 +227,52 @@ def squared_error(apply_fn: Callable[[Params, jax.Array], jax.Array]) -> TileLos
     return jax.value_and_grad(tile_sum)
 
 
-CPU_TILE = 1024
-"""Points a CPU core works on at once: their activations stay in its own cache. Of 512, 1024, 2048
-and 4096 the fastest or within 2 % of it at widths 24 to 128; an accelerator takes whole tiles."""
+CACHED_ACTIVATIONS = 1 << 15
+"""Activations of one layer that a CPU core works on at once: those of all layers then stay in its
+own cache."""
+
+
+def piece_of(width: int) -> int | None:
+    """Points of a tile to work on at once, for a net whose layers have ``width`` neurons.
+
+    On a CPU a power of two: 1024 at width 32, 512 at 64, 256 at 128. Of 128, 256, 512, 1024 and
+    2048 these were the fastest, or within 4 % of it, at widths 24 to 128. None, for whole tiles, on
+    an accelerator.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return max(64, 1 << ((CACHED_ACTIVATIONS // width).bit_length() - 1))
+
 
 MAX_GROUPS = 16
 """Partial sums of a step at most, and so the devices that can share the points of one datum."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
 def tiled_mse(
     tile_loss: TileLoss,
     params: Params,
     points: Points,
     tiles: jax.Array,
+    piece: int | None = None,
     axis: str | None = None,
 ) -> jax.Array:
     """Mean squared error over the points of the given tiles, (tiles_per_step,) of indices.
 
     The mean runs over points of weight 1 and over output dimensions. Gradients are accumulated
-    piece by piece in the forward pass, so no activation outlives its piece of `CPU_TILE` points;
-    first derivatives with respect to params only. ``axis``: a mesh axis whose devices hold the
-    same arguments and share the work; the result has the same bits with and without it, since
-    pieces are added in one fixed order.
+    piece by piece in the forward pass, so no activation outlives its ``piece`` of points (a power
+    of two; None for whole tiles); first derivatives with respect to params only. ``axis``: a mesh
+    axis whose devices hold the same arguments and share the work; the result has the same bits
+    with and without it, since pieces are added in one fixed order.
     """
-    return _tiled_mse_forward(tile_loss, params, points, tiles, axis)[0]
+    return _tiled_mse_forward(tile_loss, params, points, tiles, piece, axis)[0]
 
 
-def _tiled_mse_forward(tile_loss, params, points, tiles, axis):
+def _tiled_mse_forward(tile_loss, params, points, tiles, piece, axis):
     tile = points.weights.shape[-1]
-    size = min(tile, CPU_TILE) if jax.default_backend() == "cpu" else tile
+    size = min(tile, piece or tile)
 
-    def piece(carry, index):
+    def add_piece(carry, index):
         which, first = tiles[index // (tile // size)], index % (tile // size) * size
         cut = [
             jax.lax.dynamic_slice_in_dim(leaf[which], first, size, -1)
@@ -266,7 +282,7 @@ def _tiled_mse_forward(tile_loss, params, points, tiles, axis):
 
     def group(_, indices):
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        return None, jax.lax.scan(piece, zero, indices)[0]
+        return None, jax.lax.scan(add_piece, zero, indices)[0]
 
     groups = _groups(tiles.shape[0] * (tile // size))
     total, grads = _tree_sum(group, groups, axis)
@@ -288,11 +304,12 @@ def _tree_sum(group, groups: np.ndarray, axis: str | None):
     on; with an ``axis``, each of its devices works on an equal share of consecutive rows."""
     num_devices = 1 if axis is None else jax.lax.axis_size(axis)
     shares = min(num_devices, len(groups))
+    own = jnp.asarray(groups)
     if axis is not None:
         # More devices than groups: neighbours do the same work.
         share = jax.lax.axis_index(axis) * shares // num_devices
-        groups = jnp.asarray(groups.reshape(shares, -1, groups.shape[1]))[share]
-    partial_sums = _add_in_pairs(jax.lax.scan(group, None, groups)[1])
+        own = own.reshape(shares, -1, groups.shape[1])[share]
+    partial_sums = _add_in_pairs(jax.lax.scan(group, None, own)[1])
     if axis is None:
         return partial_sums
     every = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis), partial_sums)
@@ -310,7 +327,7 @@ def _add_in_pairs(tree: Any) -> Any:
     return jax.tree.map(add, tree)
 
 
-def _tiled_mse_backward(tile_loss, axis, residuals, cotangent):
+def _tiled_mse_backward(tile_loss, piece, axis, residuals, cotangent):
     grads, points, tiles = residuals
     zeros = jax.tree.map(jnp.zeros_like, points._replace(num_tiles=np.zeros((), jax.dtypes.float0)))
     no_tiles = np.zeros(tiles.shape, jax.dtypes.float0)
@@ -321,6 +338,16 @@ tiled_mse.defvjp(_tiled_mse_forward, _tiled_mse_backward)
 
 
 # ---------------------------------------------------------------------------- batches
+
+
+def use_every_core() -> None:
+    """Make each core that this process may use a JAX device, over which `fit_batch` spreads work.
+
+    Only before JAX has computed anything; after that its devices stay as they are. There are two
+    devices at least: XLA compiles for one alone otherwise, and its bits differ.
+    """
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", max(2, cpu_count()))
 
 
 class Plan(Protocol):

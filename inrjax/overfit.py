@@ -32,7 +32,8 @@ def _image_mse(
 ) -> jax.Array:
     """Mean squared error on the [0, 1] scale: pixels are in [-1, 1], whence the 4."""
     tile_loss = fit.squared_error(net.apply_columns)
-    return 0.25 * jnp.asarray(fit.tiled_mse(tile_loss, params, points, tiles, axis))
+    piece = fit.piece_of(net.width)
+    return 0.25 * jnp.asarray(fit.tiled_mse(tile_loss, params, points, tiles, piece, axis))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from inrjax.machine import cpu_count
 from inrjax.trees import write_atomic
 from inrjax.types import RDPoint
 
@@ -194,13 +195,6 @@ def _cpu_model() -> str | None:
         return platform.processor() or None
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else None
-
-
-def cpu_count() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # Measured rows

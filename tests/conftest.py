@@ -16,6 +16,8 @@ jax.config.update("jax_num_cpu_devices", 2)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda for the tests marked gpu
 
+os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a test
+
 ROOT = Path(__file__).parents[1]
 
 

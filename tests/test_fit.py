@@ -326,13 +326,20 @@ def test_tiled_mse_of_all_tiles_is_the_mean_over_the_list() -> None:
     assert float(value) == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_tile_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [1, 24, 32, 49, 128, 4096])
+def test_a_piece_is_a_power_of_two_that_fits_the_cache(width: int) -> None:
+    piece = fit.piece_of(width)
+    assert piece is not None  # tests run on a CPU
+    assert piece & (piece - 1) == 0
+    assert piece * width <= fit.CACHED_ACTIVATIONS < 2 * piece * width or piece == 64
+
+
+def test_a_tile_is_worked_on_in_pieces() -> None:
     coords, pixels = list_of(500)
     points = jax.tree.map(jnp.asarray, fit.make_points(coords, pixels, 256, 2, seed=0))
     params = {"a": np.eye(3, 2, dtype="f4"), "b": np.zeros(3, "f4")}
 
     def of_pieces(size: int):
-        monkeypatch.setattr(fit, "CPU_TILE", size)
         sizes = []
 
         def tile_loss(params, coords, pixels, weights):
@@ -340,7 +347,7 @@ def test_a_tile_is_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             return fit.squared_error(predict)(params, coords, pixels, weights)
 
         value = jax.value_and_grad(
-            lambda p: fit.tiled_mse(tile_loss, p, points, jnp.array([1, 0]), None)
+            lambda p: fit.tiled_mse(tile_loss, p, points, jnp.array([1, 0]), size)
         )(params)
         assert set(sizes) == {(2, size)}
         return value
@@ -569,7 +576,7 @@ def test_shared_points_give_the_bits_of_one_device(pieces: int, devices: int) ->
 
     def value(params, axis):
         tile_loss = fit.squared_error(predict)
-        return fit.tiled_mse(tile_loss, params, points, jnp.arange(pieces), axis)
+        return fit.tiled_mse(tile_loss, params, points, jnp.arange(pieces), None, axis)
 
     alone = jax.jit(jax.value_and_grad(lambda p: value(p, None)))(params)
     shared = jax.jit(

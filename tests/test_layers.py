@@ -19,6 +19,7 @@ LAYERS = {
     "inrjax": 0,
     "inrjax.types": 0,
     "inrjax.trees": 0,
+    "inrjax.machine": 0,
     "inrjax.images": 1,
     "inrjax.metrics": 1,
     "inrjax.entropy": 1,

@@ -6,7 +6,6 @@ Encoding imports JAX when it is called; decoding needs numpy and the range coder
 from __future__ import annotations
 
 import binascii
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy as np
 
 from inrjax import bitstream, entropy, images, quantize, trees
 from inrjax.init import Init, find_init, packaged_init, packaged_widths
+from inrjax.machine import cpu_count
 from inrjax.nets.siren import MAX_DEPTH, Siren
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
@@ -44,7 +44,7 @@ def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
         image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
 
     blocks = _blocks(height, width)
-    with ThreadPoolExecutor(min(_num_cores(), len(blocks))) as pool:
+    with ThreadPoolExecutor(min(cpu_count(), len(blocks))) as pool:
         for _ in pool.map(fill, blocks):  # raises what a thread raised
             pass
     return image
@@ -59,11 +59,6 @@ def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
         for top in range(0, height, rows)
         for left in range(0, width, columns)
     ]
-
-
-def _num_cores() -> int:
-    available = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(available(0)) if available else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------------------- fitting a batch

@@ -175,7 +175,7 @@ class Siren:
         return self._grid_host((first[:, -1:], y_weight, x_weight, others), y, x)
 
     def _grid_host(self, layers: Any, slow: np.ndarray, fast: np.ndarray) -> np.ndarray:
-        """The grid (slow, fast, out_dim); ``layers``: what `apply_grid_host` makes of the params."""
+        """(slow, fast, out_dim); ``layers``: what `apply_grid_host` makes of the params."""
         bias, slow_weight, fast_weight, others = layers
         out = np.empty((len(slow), len(fast), self.out_dim), np.float32)
         slow_sums = np.matmul(slow_weight, self._pieces(self._encode_host(slow[None])))
