@@ -19,7 +19,7 @@ import numpy as np
 
 from inrjax import datasets, fit, metatrain, trees
 from inrjax.images import read_image
-from inrjax.init import Init, packaged_init, save_init
+from inrjax.init import Init, load_init, packaged_init, retired_name, save_init
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -71,11 +71,18 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     else:
         init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     path = output / f"siren_w{width:03d}.npz"
+    _retire(path, init)
     save_init(path, init)
     print(
         f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True
     )
     return path
+
+
+def _retire(path: Path, successor: Init) -> None:
+    """Keep an init that files may name; what only an encoder needs of it, its rates, goes."""
+    if path.exists() and (old := load_init(path)).digest != successor.digest:
+        save_init(path.with_name(retired_name(old)), replace(old, rates=None))
 
 
 def _prior_around(training: metatrain.MetaTrainConfig, init: Init, pictures) -> Init:

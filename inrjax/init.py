@@ -184,8 +184,25 @@ def packaged_init(width: int) -> Init:
 
 
 def find_init(digest_start: bytes) -> Init | None:
-    """The packaged init whose digest begins so, or None."""
+    """The packaged init whose digest begins so, or None: one in use, or one that an earlier
+    version used, whose files stay readable."""
     for width in packaged_widths():
         if packaged_init(width).digest.startswith(digest_start):
             return packaged_init(width)
+    return _retired_init(digest_start.hex())
+
+
+def retired_name(init: Init) -> str:
+    """The file name of an init that new files do not use any more."""
+    return f"siren_w{init.net.width:03d}_{init.digest.hex()[:8]}.npz"
+
+
+@lru_cache(maxsize=32)
+def _retired_init(digest_start: str) -> Init | None:
+    folder = resources.files("inrjax").joinpath(_FOLDER)
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        match = re.fullmatch(r"siren_w\d+_([0-9a-f]{8})\.npz", entry.name)
+        if match and digest_start.startswith(match[1]):
+            init = _parse(entry.read_bytes(), entry.name)
+            return init if init.digest.hex().startswith(digest_start) else None
     return None

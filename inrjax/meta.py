@@ -125,11 +125,18 @@ def _each_task(function: Callable[[Any], Any], tasks: Any, axis: str | None) -> 
         return jax.lax.map(function, tasks)
     count = jax.tree.leaves(tasks)[0].shape[0]
     per_device = -(-count // jax.lax.axis_size(axis))
-    # Where devices are left over, they repeat the last task.
-    own = jax.lax.axis_index(axis) * per_device + jnp.arange(per_device)
-    own_tasks = jax.tree.map(lambda leaf: leaf[jnp.minimum(own, count - 1)], tasks)
-    done = jax.lax.map(function, own_tasks)
-    return jax.tree.map(
-        lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True)[:count],
-        done,
-    )
+    first = jax.lax.axis_index(axis) * per_device
+
+    def task(i):  # where devices are left over, they repeat the last task
+        return jax.tree.map(lambda leaf: leaf[jnp.minimum(first + i, count - 1)], tasks)
+
+    def add(i, done):
+        return jax.tree.map(lambda all_, one: all_.at[i].set(one), done, function(task(i)))
+
+    like = jax.eval_shape(function, jax.eval_shape(task, 0))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((per_device, *leaf.shape), leaf.dtype), like)
+    # A loop of one turn would be compiled into what surrounds it, and round otherwise than a longer
+    # one: so XLA must not see how many turns there are.
+    turns = jnp.where(first >= 0, per_device, 0)
+    done = jax.lax.fori_loop(0, turns, add, empty)
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True)[:count], done)

@@ -22,6 +22,7 @@ from inrjax.init import (
     load_init,
     packaged_init,
     packaged_widths,
+    retired_name,
     save_init,
 )
 from inrjax.nets.siren import Encoding, Siren
@@ -343,3 +344,19 @@ def test_a_width_without_an_init_is_refused_with_those_that_have_one(width):
 def test_no_init_is_found_where_none_is_packaged(monkeypatch):
     monkeypatch.setattr(init_module, "packaged_widths", lambda: ())
     assert find_init(b"\0\0\0\0") is None
+
+
+def test_an_init_of_an_earlier_version_is_still_found(widths, tmp_path, monkeypatch):
+    current = packaged_init(widths[0])
+    leaves = [(path, np.float32(0.5) * keep) for path, keep in trees.leaves(current.keep)]
+    old = replace(current, keep=trees.from_leaves(dict(leaves)), rates=None)
+    assert old.digest != current.digest
+    folder = tmp_path / "inits"
+    folder.mkdir()
+    save_init(folder / retired_name(old), old)
+    save_init(folder / f"siren_w{widths[0]:03d}.npz", current)
+    monkeypatch.setattr(init_module.resources, "files", lambda _: tmp_path)
+    assert packaged_widths() == widths[:1]
+    found = find_init(old.digest[:4])
+    assert found is not None and found.digest == old.digest
+    assert find_init(bytes(byte ^ 255 for byte in old.digest[:4])) is None

@@ -43,7 +43,11 @@ LAYERS = {
     "inrjax.cli": 8,
 }
 FAMILIES = ("inrjax.nets", "inrjax.codecs")  # every file inside has the layer of its package
-ALLOWED_SIDEWAYS = {("inrjax.nets.siren", "inrjax.nets.sine")}  # (net, part it is built from)
+ALLOWED_SIDEWAYS = {  # (net, part it is built from)
+    ("inrjax.nets.siren", "inrjax.nets.sine"),
+    ("inrjax.nets.fused", "inrjax.nets.sine"),
+    ("inrjax.nets.fused", "inrjax.nets.siren"),
+}
 OUTSIDE = ("experiments", "tests", "notebooks")
 ENTRY_POINT = "inrjax.cli"  # the only module that prints or exits
 HEAVY = ("jax", "flax", "optax", "matplotlib", "scipy", "skimage")
