@@ -348,8 +348,8 @@ def test_no_init_is_found_where_none_is_packaged(monkeypatch):
 
 def test_an_init_of_an_earlier_version_is_still_found(widths, tmp_path, monkeypatch):
     current = packaged_init(widths[0])
-    leaves = [(path, np.float32(0.5) * keep) for path, keep in trees.leaves(current.keep)]
-    old = replace(current, keep=trees.from_leaves(dict(leaves)), rates=None)
+    keep = {path: np.float32(0.25) for path, _ in trees.leaves(current.keep)}
+    old = replace(current, keep=trees.from_leaves(keep), rates=None)
     assert old.digest != current.digest
     folder = tmp_path / "inits"
     folder.mkdir()
