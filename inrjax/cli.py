@@ -620,13 +620,13 @@ def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
     try:
         data = target.read_bytes()
         stream = bitstream.peek(data)
-        bitstream.unpack(data, codec.context(stream))
+        context = codec.context(stream)
+        bitstream.unpack(data, context)
         size = _picture_size(path)
     except (OSError, ValueError):
         return False
     if isinstance(codec, codecs.MetaSiren):
-        init = codec.init or packaged_init(codec.width)
-        same_net = codec.context(stream) == init.digest
+        same_net = context == (codec.init or packaged_init(codec.width)).digest
     else:
         same_net = stream.sections[0] == codec.width.to_bytes(2, "little") + bytes([codec.depth])
     return same_net and size == (stream.height, stream.width)

@@ -467,13 +467,17 @@ def _chunks(num_steps: int) -> list[tuple[int, int]]:
 
 
 @cache
-def compiler_options(platform: str) -> dict[str, int]:
+def compiler_options(platform: str) -> dict[str, Any]:
     """XLA's options for programs that fit, as `jax.jit` takes them; none where XLA lacks one.
 
     LLVM prefers vectors of 256 bits on CPUs that have 512; the sines gain a quarter by the wider
-    ones, a step 15 %.
+    ones, a step 15 %. Each core has a fit of its own to do: to split its loops over the threads of
+    the others costs time, and makes the bits depend on how many there are.
     """
-    options = {"xla_cpu_prefer_vector_width": 512}
+    options = {
+        "xla_cpu_prefer_vector_width": 512,
+        "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+    }
     if platform != "cpu":
         return {}
     try:

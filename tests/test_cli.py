@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -378,6 +379,36 @@ def test_a_file_that_is_there_is_replaced_only_if_asked(run: Run, stream: bytes)
     assert Path("a.png").read_bytes() != original
 
 
+def test_resume_makes_what_is_missing_or_not_as_it_should_be(run: Run) -> None:
+    names = ("cut", "gone", "kept", "other_net", "other_size", "turned")
+    for seed, name in enumerate(names[:-1]):
+        save(f"{name}.png", seed)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown standing
+    PIL.Image.fromarray(photograph(SHAPE[1], SHAPE[0])).save("turned.jpg", exif=exif)
+    pictures = [*(f"{name}.png" for name in names[:-1]), "turned.jpg"]
+    assert run("encode", *pictures, "-o", "out", *FAST).code == 0
+    whole = contents(Path("out"))
+    init = packaged_init(codecs.inr.WIDTHS[1])
+    unfitted = {"net": init.mean(), "log_step": np.full(len(init.levels()), -6.0)}
+    other = codecs.inr._pack(photograph(*SHAPE), unfitted, init)  # intact, of another width
+    assert codecs.describe(other).height == SHAPE[0]
+    Path("out/other_net.inr").write_bytes(other)
+    images.write_image("tall.png", photograph(9, 7))
+    assert run("encode", "tall.png", "-o", "out/other_size.inr", "--overwrite", *FAST).code == 0
+    Path("out/cut.inr").write_bytes(whole["cut.inr"][:-1])
+    Path("out/gone.inr").unlink()
+
+    result = run("encode", *pictures, "-o", "out", "--resume", *FAST)
+    made = {Path(line.split()[0]).stem for line in result.out}
+    assert (result.code, made) == (0, {"cut", "gone", "other_net", "other_size"})
+    assert [line for line in result.err if "kept" in line] == [
+        "inrjax: 2 of 6 files are there and are kept"
+    ]
+    assert contents(Path("out")) == whole
+    assert run("encode", *pictures, "-o", "out", "--resume", *FAST).out == []
+
+
 # ------------------------------------------------------------------------------ options
 
 WRONG_OPTIONS: dict[str, tuple[str, str]] = {
@@ -396,6 +427,20 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "two files": ("info a.inr b.inr", "b.inr"),
     "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
+    "resume and overwrite": ("encode a.png -o b.inr --resume --overwrite", "--overwrite"),
+    "a process id alone": ("encode a.png -o b.inr --distributed --process-id 1", "--coordinator"),
+    "a coordinator without the word": (
+        "encode a.png -o b.inr --coordinator h:1 --num-processes 2 --process-id 0",
+        "--distributed",
+    ),
+    "a coordinator without a port": (
+        "encode a.png -o b.inr --distributed --coordinator h --num-processes 2 --process-id 0",
+        "HOST:PORT",
+    ),
+    "a process too many": (
+        "encode a.png -o b.inr --distributed --coordinator h:1 --num-processes 2 --process-id 2",
+        "count from 0",
+    ),
 }
 
 
@@ -616,3 +661,79 @@ def test_evaluate_refuses_the_folder_of_other_options(
     before = contents(Path("run"))
     check_refused(run(*command, "--seed", "1", "-o", "run"), 1, "run", f"width={WIDTH}")
     assert contents(Path("run")) == before
+
+
+# ------------------------------------------------------------------------------ compiled programs
+
+
+def test_kept_programs_give_the_same_bytes_and_a_damaged_one_is_replaced(
+    program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("photo.png")
+    kept = Path("kept")
+    monkeypatch.setenv("INRJAX_CACHE", str(kept))
+    streams, sizes = [], []
+    for name in ("compiled", "found", "damaged"):
+        options = ["--codec", "coin", "--width", "4", "--steps", "2"]
+        process = program(
+            "-m", "inrjax.cli", "encode", "photo.png", "-o", f"{name}.inr", *options,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.communicate()[1] == ""
+        streams.append(Path(f"{name}.inr").read_bytes())
+        files = {path.name: path.stat().st_size for path in kept.iterdir()}
+        sizes.append(files)
+        if name == "found":
+            for path in kept.iterdir():
+                path.write_bytes(path.read_bytes()[:100])
+    assert streams[0] == streams[1] == streams[2]
+    assert sizes[0] and sizes[0].keys() == sizes[1].keys() == sizes[2].keys()
+    assert min(sizes[2].values()) > 100
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("no folder")
+    monkeypatch.setenv("INRJAX_CACHE", str(Path("file", "below")))
+    cli._keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_decode_and_info_make_no_cache(
+    run: Run, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INRJAX_CACHE", "kept")
+    Path("a.inr").write_bytes(stream)
+    assert run("info", "a.inr").code == run("decode", "a.inr", "-o", "a.png").code == 0
+    assert not Path("kept").exists()
+
+
+def test_where_programs_are_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: here)
+    assert cli._cache_folder() is None  # as conftest has it
+    monkeypatch.setenv("INRJAX_CACHE", str(here / "own"))
+    assert cli._cache_folder() == here / "own"
+    monkeypatch.delenv("INRJAX_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cli._cache_folder() == here / ".cache" / "inrjax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, the standard says
+    assert cli._cache_folder() == here / ".cache" / "inrjax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "xdg"))
+    assert cli._cache_folder() == here / "xdg" / "inrjax"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cli._cache_folder() == here / "Library" / "Caches" / "inrjax"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(here / "local"))
+    assert cli._cache_folder() == here / "local" / "inrjax"
+
+
+def test_programs_not_used_for_longest_are_deleted_first(here: Path) -> None:
+    for day in range(6):
+        path = here / "sub" / f"day{day}" if day % 2 else here / f"day{day}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+        os.utime(path, (86400 * day, 86400))
+    cli._prune(here, 299)
+    assert {path.name for path in here.rglob("day*")} == {"day4", "day5"}
+    cli._prune(here, 200)
+    assert len([path for path in here.rglob("*") if path.is_file()]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inrjax import results
+from inrjax import datasets, results
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -67,6 +67,26 @@ def test_optimizers_smoke(tmp_path: Path) -> None:
     assert len(gains) == 2 and min(map(float, gains)) > -0.05
 
 
+def test_scale_smoke(tmp_path: Path) -> None:
+    from experiments import scale
+
+    folder = scale.main(scale.Options(output=tmp_path, smoke=True))
+    samples = scale.read_samples(folder / "progress.csv")
+    assert [sample.images for sample in samples] == [1, 2, 3, 4, 5, 6]
+    assert len(list((folder / "streams" / "coded").glob("*.inr"))) == 6
+    table = (folder / "table.md").read_text()
+    assert "pictures/s" in table and "entropy-code" in table
+    assert (folder / "rate.png").stat().st_size > 1000
+
+
+def test_the_pictures_of_scale_differ_and_are_the_same_every_time() -> None:
+    from experiments import scale
+
+    photos = list(datasets.packaged().values())
+    first, again = ([scale.crop(photos, i, 16, 0).tobytes() for i in range(40)] for _ in range(2))
+    assert first == again and len(set(first)) == 40
+
+
 def test_coin_published_smoke() -> None:
     from experiments import coin_published
 
@@ -102,3 +122,19 @@ def test_a_prior_can_be_learned_around_the_packaged_init(
     assert all(keep == 1 for _, keep in trees.leaves(init.keep))
     assert trees.digest(init.params) == trees.digest(packaged.params)
     assert init.digest != packaged.digest
+
+
+def test_benchmark_codec_smoke(tmp_path: Path) -> None:
+    from experiments import benchmark_codec as benchmark
+
+    folder = benchmark.main(["--smoke", "--output", str(tmp_path)])
+    rows = json.loads((folder / "rows.json").read_text())
+    for row in rows:
+        decodes = row["command"] == "decode"
+        phases = benchmark.DECODE_PHASES if decodes else benchmark.ENCODE_PHASES
+        assert all(row[phase] >= 0 for phase in phases)
+        assert sum(row[phase] for phase in phases) == pytest.approx(row["whole"])
+        assert row["memory"] > 10 and ("warm" in row) == decodes
+    table = (folder / "table.md").read_text()
+    assert len(rows) == 3 and all(f"| {row['codec']} | {row['size']} |" in table for row in rows)
+    assert (folder / "provenance.json").exists()

@@ -53,7 +53,8 @@ def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
 def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
     """Rows and columns of blocks that make up the image, of at most `_BLOCK_PIXELS` pixels."""
     columns = min(width, _BLOCK_PIXELS)
-    rows = -(-height // -(-height * columns // _BLOCK_PIXELS))  # of about equal heights
+    count = -(-height // (_BLOCK_PIXELS // columns))
+    rows = -(-height // count)  # about equal heights, since each is a share of a core's work
     return [
         (slice(top, min(top + rows, height)), slice(left, min(left + columns, width)))
         for top in range(0, height, rows)

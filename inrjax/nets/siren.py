@@ -221,7 +221,7 @@ class Siren:
         """
         limit = min(HOST_PIECE, max(8, _PRODUCT // self.width**2 // 8 * 8))
         rows, n = columns.shape
-        count = -(-n // limit)
+        count = max(1, -(-n // limit))
         size = -(-n // count)
         padded = np.zeros((rows, count * size), np.float32)
         padded[:, :n] = columns
