@@ -5,7 +5,8 @@ full-image steps of Adam at 2e-4, best snapshot, float16 weights, w0 = 30 (arXiv
 Command, on an accelerator, which needs neither the range coder nor the command-line libraries:
   python -m experiments.coin_published fit --data DIR --width 30 --depth 5 --output coin_30_5.npz
 and here: python -m experiments.coin_published measure --data DIR --input coin_30_5.npz
-Minutes: about 5 for 20x5 and 8 for 30x5 on one H200, by the limits on paper; a day on 2 cores.
+Minutes, on paper, on one H200: 2 with --fused and 7 without for 30x5; a day on 2 cores. Which is
+faster and whether it loses anything is measured by `experiments.benchmark_gpu`; run that first.
 Expected: a table of measured and published bpp and PSNR.
 
 ``fit`` writes the fitted params of all images; ``measure`` packs them into files, decodes those in
@@ -25,6 +26,7 @@ import numpy as np
 
 from inrjax import fit, optimizers, overfit, trees
 from inrjax.images import read_image
+from inrjax.nets import fused
 from inrjax.nets.siren import Siren
 from inrjax.types import Image
 
@@ -38,8 +40,12 @@ class Config:
     width: int
     depth: int
     num_steps: int = 50_000
-    tile: int = 131_072
-    """Pixels of a tile: as many as an accelerator's memory likes; 4096 on a CPU."""
+    tile: int = 393_216
+    """Pixels of a tile: a whole Kodak image on an accelerator; 4096 on a CPU."""
+    precision: str = "tensorfloat32"
+    """Of plain XLA's matrix products, as `jax.default_matmul_precision` names them."""
+    fused: bool = False
+    """By the fused kernel, whose products are of its own default precision."""
     seed: int = 0
 
 
@@ -50,14 +56,17 @@ def fit_images(config: Config, images: Mapping[str, Image]) -> dict[str, np.ndar
     tiling = fit.Tiling(config.tile, num_tiles)
     points = [overfit.image_points(i, tiling, num_tiles, config.seed) for i in images.values()]
     net = Siren(config.width, config.depth)
+    # Two layers of weights wider than 32 do not fit a program's shared memory at once.
+    kernel = fused.Kernel(resident=config.width <= 32) if config.fused else None
     plan = overfit.PlainPlan(
-        net, optimizers.Adam(LEARNING_RATE), config.num_steps, num_tiles, window=1
+        net, optimizers.Adam(LEARNING_RATE), config.num_steps, num_tiles, window=1, kernel=kernel
     )
 
     def report(done: int, total: int) -> None:
         print(f"\r{100 * done / total:5.1f} %", end="", flush=True)
 
-    fitted = fit.fit_batch(plan, jax.random.key(config.seed), points, report)
+    with jax.default_matmul_precision(config.precision):
+        fitted = fit.fit_batch(plan, jax.random.key(config.seed), points, report)
     failed = [name for name, r in zip(images, fitted, strict=True) if not r.finite]
     if failed:
         raise ValueError(f"the fits of {', '.join(failed)} diverged")
@@ -133,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=30)
     parser.add_argument("--depth", type=int, default=5)
     parser.add_argument("--num-steps", type=int, default=50_000)
-    parser.add_argument("--tile", type=int, default=131_072)
+    parser.add_argument("--tile", type=int, default=Config.tile)
+    parser.add_argument("--precision", default=Config.precision)
+    parser.add_argument("--fused", action="store_true", help="by the fused kernel")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--input", type=Path)
     parser.add_argument("--smoke", action="store_true")
@@ -141,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         print(smoke())
     elif options.verb == "fit" and options.output:
-        config = Config(options.width, options.depth, options.num_steps, options.tile)
+        names = ("width", "depth", "num_steps", "tile", "precision", "fused")
+        config = Config(**{name: getattr(options, name) for name in names})
         np.savez(options.output, **fit_images(config, _kodak(options.data)))  # pyright: ignore
     elif options.verb == "measure" and options.input:
         with np.load(options.input, allow_pickle=False) as fitted:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Init:
         if {path for path, _ in trees.leaves(tree)} != set(expected):
             raise ValueError(f"the init's {name} do not fit {self.net}")
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of what a decoder uses: net, params, keep, envelope."""
         parts = {"params": self.params, "keep": self.keep, "envelope": self.envelope}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from inrjax import entropy, fit, meta, quantize, trees
 from inrjax.fit import FitState, Points, Tiling
 from inrjax.images import coordinates
 from inrjax.init import Init
+from inrjax.nets import fused
 from inrjax.nets.siren import Siren
 from inrjax.optimizers import Optimizer
 from inrjax.types import Image, Params
@@ -28,10 +30,18 @@ def image_points(image: Image, tiling: Tiling, num_tiles: int, seed: int) -> Poi
 
 
 def _image_mse(
-    net: Siren, params: Params, points: Points, tiles: jax.Array, axis: str | None = None
+    net: Siren,
+    params: Params,
+    points: Points,
+    tiles: jax.Array,
+    axis: str | None = None,
+    kernel: fused.Kernel | None = None,
 ) -> jax.Array:
     """Mean squared error on the [0, 1] scale: pixels are in [-1, 1], whence the 4."""
-    tile_loss = fit.squared_error(net.apply_columns)
+    if kernel is None:
+        tile_loss = fit.squared_error(net.apply_columns)
+    else:
+        tile_loss = partial(fused.squared_error_and_grads, net, kernel=kernel)
     piece = fit.piece_of(net.width)
     return 0.25 * jnp.asarray(fit.tiled_mse(tile_loss, params, points, tiles, piece, axis))
 
@@ -49,6 +59,8 @@ class PlainPlan:
     num_steps: int
     tiles_per_step: int
     window: int
+    kernel: fused.Kernel | None = None
+    """The fused kernel, for a GPU; None for plain XLA."""
 
     def start(self, shared: jax.Array, datum: Points) -> FitState:
         """The state before the first step."""
@@ -68,7 +80,7 @@ class PlainPlan:
 
         def loss_fn(params, step, key):
             tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
-            return _image_mse(self.net, params, datum, tiles, axis)
+            return _image_mse(self.net, params, datum, tiles, axis, self.kernel)
 
         optimizer = self.optimizer.build(self.num_steps)
         return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
