@@ -5,7 +5,7 @@ full-image steps of Adam at 2e-4, best snapshot, float16 weights, w0 = 30 (arXiv
 Command, on an accelerator, which needs neither the range coder nor the command-line libraries:
   python -m experiments.coin_published fit --data DIR --width 30 --depth 5 --output coin_30_5.npz
 and here: python -m experiments.coin_published measure --data DIR --input coin_30_5.npz
-Minutes, on paper, on one H200: 2 with --fused and 7 without for 30x5; a day on 2 cores. Which is
+Minutes: on one H200, on paper, 2 with --fused and 7 without, for 5x30; a day on 2 cores. Which is
 faster and whether it loses anything is measured by `experiments.benchmark_gpu`; run that first.
 Expected: a table of measured and published bpp and PSNR.
 

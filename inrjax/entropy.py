@@ -100,12 +100,18 @@ def _tails(level: int) -> list[int]:
 
 def cost(symbols: np.ndarray, model: Laplace) -> float:
     """The ideal code length in bits: minus the sum of log2(count / 2^24), escapes included."""
-    total = 0.0
-    for _, table, where in _groups(model):
-        index, escaped = _to_index(np.asarray(symbols)[where], len(table))
-        total += float(np.sum(PRECISION - np.log2(table[index])))
-        total += sum(len(_escape_bits(int(k), len(table) // 2 - 1)) for k in escaped)
-    return total
+    symbols = np.asarray(symbols)
+    groups = _groups(model)
+    return float(sum(symbol_bits(symbols[where], level).sum() for level, _, where in groups))
+
+
+def symbol_bits(symbols: np.ndarray, level: int) -> np.ndarray:
+    """The ideal code length of each int symbol (n,) at one level, in bits, float64 (n,)."""
+    table = counts(level)
+    index, escaped = _to_index(np.asarray(symbols), len(table))
+    lengths = PRECISION - np.log2(table[index])
+    lengths[index == len(table) - 1] += _escape_length(escaped, len(table) // 2 - 1)
+    return lengths
 
 
 def encode(symbols: np.ndarray, model: Laplace) -> bytes:
@@ -197,6 +203,12 @@ def _escape_bits(symbol: int, m: int) -> list[int]:
     excess = abs(symbol) - m
     length = excess.bit_length()
     return [int(symbol < 0), *[0] * (length - 1), *[int(b) for b in f"{excess:b}"]]
+
+
+def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
+    """The number of `_escape_bits` of each symbol: a sign, and 2 n - 1 for n bits of excess."""
+    _, num_bits = np.frexp((np.abs(symbols) - m).astype(np.float64))
+    return 2 * num_bits
 
 
 def _decode_escape(decoder, m: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -447,15 +448,37 @@ def _fit_group(plan, shared, group, layout: _Layout, on_progress: OnProgress):
     stacked = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *padded), by_datum)
     shared = jax.device_put(shared, jax.NamedSharding(layout.mesh, jax.P()))
     active = jax.device_put(np.arange(layout.size) < len(group), by_datum)
-    start_group, advance_group = _programs(layout.mesh.devices.flat[0].platform)
-    state, losses = start_group(plan, layout, shared, stacked), []
-    for done, steps in _chunks(plan.num_steps):
+    _, advance_group = _programs(layout.mesh.devices.flat[0].platform)
+    chunks, losses = _chunks(plan.num_steps), []
+    state = _start(plan, layout, chunks[0][1], shared, (active, stacked))
+    for done, steps in chunks:
         state, chunk_losses = advance_group(plan, layout, steps, shared, (active, stacked), state)
         losses.append(np.asarray(chunk_losses))
         on_progress(done + steps, plan.num_steps)
     result = FitResult(state.best_params, np.concatenate(losses, axis=-1), state.finite)
     host = jax.tree.map(np.asarray, result)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(len(group))]
+
+
+def _start(plan, layout: _Layout, num_steps: int, shared, data):
+    """The states before the first step. Both programs of a fit are compiled at the same time:
+    XLA works beside Python, and takes seconds for the one that advances. Where they are compiled
+    already, this costs milliseconds."""
+    start_group, advance_group = _programs(layout.mesh.devices.flat[0].platform)
+    by_datum = jax.NamedSharding(layout.mesh, jax.P("data"))
+    # As start_group will return them, weak types included, or advance_group is compiled twice.
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=by_datum, weak_type=leaf.weak_type
+        ),
+        start_group.eval_shape(plan, layout, shared, data[1]),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        advancing = advance_group.lower(plan, layout, num_steps, shared, data, states)
+        compiled = pool.submit(advancing.compile)
+        started = start_group(plan, layout, shared, data[1])
+        compiled.result()
+    return started
 
 
 def _chunks(num_steps: int) -> list[tuple[int, int]]:

@@ -101,13 +101,14 @@ def write_image(path: str | PathLike[str], image: Image) -> None:
     check_image(image)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path} cannot be written: choose a name that ends in .png")
-    import PIL.Image
+    import imageio.v3 as iio
 
-    data = io.BytesIO()
     # Runs alone are searched for: files as small as by the default, in a quarter of the time.
-    PIL.Image.fromarray(image).save(data, "PNG", compress_type=zlib.Z_RLE)
+    data = iio.imwrite(
+        "<bytes>", image, extension=".png", plugin="pillow", compress_type=zlib.Z_RLE
+    )
     try:
-        trees.write_atomic(path, data.getvalue())
+        trees.write_atomic(path, data)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written ({error.strerror}): choose a folder that exists and is "

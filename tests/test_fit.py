@@ -522,6 +522,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, count: int) -> tuple[str, Any]:
         seen["final"] = jax.tree.map(np.asarray, seen["state"])
         return seen["state"], losses
 
+    spy.lower = inner.lower
     monkeypatch.setattr(fit, "_programs", lambda platform: (start, spy))
     fit.fit_batch(PLAN, KEY, image_data(count))
     return seen["text"], seen["final"]

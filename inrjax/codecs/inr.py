@@ -427,11 +427,18 @@ def best_offset(symbols: np.ndarray, base: np.ndarray) -> int:
     """The offset byte, 0..255, under which symbols cost least; ties go to the smallest."""
     lowest, highest = int(base.min()), int(base.max())
     shift = _OFFSET_ZERO - _UNIT_LEVEL
-    candidates = range(
+    candidates = np.arange(
         max(0, shift - highest), min(255, shift + entropy.NUM_LEVELS - 1 - lowest) + 1
     )
-    costs = [entropy.cost(symbols, entropy.Laplace(_levels(base, o))) for o in candidates]
-    return candidates[int(np.argmin(costs))]
+    # Only how often each magnitude comes at each base level matters.
+    magnitudes, which = np.unique(np.abs(symbols), return_inverse=True)
+    bases, place = np.unique(base, return_inverse=True)
+    pairs = place.ravel() * len(magnitudes) + which.ravel()
+    often = np.bincount(pairs, minlength=len(bases) * len(magnitudes))
+    bits = np.stack([entropy.symbol_bits(magnitudes, n) for n in range(entropy.NUM_LEVELS)])
+    costs = often.reshape(len(bases), -1) @ bits.T  # (bases, levels)
+    levels = _levels(bases[:, None], candidates[None])
+    return int(candidates[np.argmin(np.take_along_axis(costs, levels, axis=1).sum(axis=0))])
 
 
 def _symbol_check(symbols: np.ndarray) -> bytes:
