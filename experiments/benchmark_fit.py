@@ -54,16 +54,14 @@ class Config:
     coin: tuple[tuple[int, int], ...] = ((5, 30), (10, 28), (13, 49))
     widths: tuple[int, ...] = (32, 64, 128)
     batches: tuple[int, ...] = (1, 8, 24)
-    side: int = 256
-    seconds: float = 1.0
-    turns: int = 5
+    side: int = 128
+    seconds: float = 0.7
+    turns: int = 4
     memory: bool = True
     seed: int = 0
 
 
-QUICK = Config(
-    coin=((10, 28),), widths=(64,), batches=(8,), side=128, seconds=0.4, turns=4, memory=False
-)
+QUICK = Config(coin=((10, 28),), widths=(64,), batches=(8,), seconds=0.3, memory=False)
 SMOKE = Config(
     coin=((2, 8),), widths=(), batches=(2,), side=16, seconds=0.0, turns=1, memory=False
 )  # fmt: skip
