@@ -309,7 +309,7 @@ def _keep_programs() -> None:
     """Have JAX keep compiled programs on disk, and use those that are there.
 
     A user's own setting of JAX's cache stays. Whatever is wrong with the folder or with a file in
-    it, the work goes on without: nothing is said, and a file that cannot be read is replaced.
+    it, the work goes on without: nothing is said, and what cannot be read is compiled again.
     """
     import jax
 
@@ -328,20 +328,29 @@ def _keep_programs() -> None:
     show = warnings.showwarning
 
     def show_others(message: Warning | str, *where: Any, **how: Any) -> None:
-        if "persistent compilation cache" not in str(message):
+        if not _is_of_cache(str(message), folder):
             show(message, *where, **how)
-        elif program := re.match(r"Error reading .* for '(\w+)'", str(message)):
-            for path in folder.glob(f"{program[1]}-*"):  # JAX would not write over it
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
     warnings.showwarning = show_others
 
 
+def _is_of_cache(warning: str, folder: Path | None) -> bool:
+    """Whether a warning is of kept programs. If one could not be read, all of that function are
+    deleted, of which JAX says no more: it would not write over it."""
+    if folder is None or "persistent compilation cache" not in warning:
+        return False
+    if program := re.match(r"Error reading .* for '(\w+)'", warning):
+        for path in folder.glob(f"{program[1]}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return True
+
+
 def _prune(folder: Path, num_bytes: int) -> None:
-    """Delete the files of a folder that were not used for longest, down to ``num_bytes``."""
+    """Delete the programs in a folder that were not used for longest, down to ``num_bytes``; only
+    those that JAX named: the folder may be the user's own choice, with other files in it."""
     files = []
-    for path in folder.rglob("*"):
+    for path in folder.glob("jit_*-cache"):
         with contextlib.suppress(OSError):  # another process deleted it
             if path.is_file():
                 stat = path.stat()
@@ -849,9 +858,14 @@ def _meta_train(options: MetaTrain) -> int:
 @contextlib.contextmanager
 def _checkpointed(folder: Path) -> Iterator[None]:
     """Ctrl-C and OSError in the block say what became of the checkpoints; so do warnings."""
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not _is_of_cache(str(message), _cache_folder()):
+            _note(str(message))
+
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _note(str(message))
+            warnings.showwarning = note
             yield
     except KeyboardInterrupt:
         raise Interrupted(

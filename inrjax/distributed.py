@@ -102,6 +102,8 @@ def meet(
     host, _, port = found.coordinator_address.rpartition(":")
     place = Place(found.process_id, found.num_processes, host.strip("[]"), int(port))
     jax.distributed.shutdown()
+    # It leaves these, and JAX lets process 0 alone keep compiled programs.
+    state.global_state.process_id, state.global_state.num_processes = 0, 1
     return place
 
 
@@ -192,7 +194,12 @@ class Team:
     # Everything below runs in the thread of the loop, which alone touches the fields.
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            future.cancel()
+            raise
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -339,8 +346,10 @@ class Team:
 
     async def _leave(self) -> None:
         self._over = True  # whatever is heard from now on is no news
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self._writers.values():
             writer.close()
             with contextlib.suppress(OSError):  # the last news must get out, but not to the dead

@@ -242,7 +242,7 @@ def piece_of(width: int) -> int | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    return max(64, 1 << ((CACHED_ACTIVATIONS // width).bit_length() - 1))
+    return max(64, 1 << (max(1, CACHED_ACTIVATIONS // width).bit_length() - 1))
 
 
 MAX_GROUPS = 16

@@ -729,11 +729,26 @@ def test_where_programs_are_kept(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_programs_not_used_for_longest_are_deleted_first(here: Path) -> None:
     for day in range(6):
-        path = here / "sub" / f"day{day}" if day % 2 else here / f"day{day}"
-        path.parent.mkdir(exist_ok=True)
+        path = here / f"jit_f-{day}-cache"
         path.write_bytes(bytes(100))
         os.utime(path, (86400 * day, 86400))
+    others = [here / "photo.png", here / "sub" / "jit_f-7-cache"]  # a user's own folder, perhaps
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
     cli._prune(here, 299)
-    assert {path.name for path in here.rglob("day*")} == {"day4", "day5"}
+    assert {path.name for path in here.glob("jit_*")} == {"jit_f-4-cache", "jit_f-5-cache"}
     cli._prune(here, 200)
-    assert len([path for path in here.rglob("*") if path.is_file()]) == 2
+    assert len(list(here.glob("jit_*"))) == 2
+    assert all(path.exists() for path in others)
+
+
+def test_a_warning_of_kept_programs_is_not_shown_and_they_are_compiled_again(here: Path) -> None:
+    for name in ("jit_f-1-cache", "jit_g-1-cache"):
+        (here / name).write_bytes(b"damaged")
+    news = "Error reading persistent compilation cache entry for 'jit_f': damaged"
+    assert not cli._is_of_cache("a checkpoint is damaged", here)
+    assert not cli._is_of_cache(news, None)
+    assert cli._is_of_cache(news, here)
+    assert [path.name for path in here.glob("jit_*")] == ["jit_g-1-cache"]

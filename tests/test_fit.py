@@ -326,7 +326,7 @@ def test_tiled_mse_of_all_tiles_is_the_mean_over_the_list() -> None:
     assert float(value) == pytest.approx(whole, rel=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 24, 32, 49, 128, 4096])
+@pytest.mark.parametrize("width", [1, 24, 32, 49, 128, 4096, 40000])
 def test_a_piece_is_a_power_of_two_that_fits_the_cache(width: int) -> None:
     piece = fit.piece_of(width)
     assert piece is not None  # tests run on a CPU
