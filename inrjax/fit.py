@@ -504,7 +504,8 @@ def compiler_options(platform: str) -> dict[str, Any]:
     if platform != "cpu":
         return {}
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(jnp.zeros(()))
+        probe = jax.jit(lambda x: x + 1, compiler_options=options)
+        probe.lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     except jax.errors.JaxRuntimeError:  # another version of XLA
         return {}
     return options
