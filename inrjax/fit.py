@@ -152,7 +152,7 @@ class Tiling(NamedTuple):
 
 
 MAX_TILE = 4096
-"""Points of a tile at most: the activations of 2048-4096 points stay in a core's cache."""
+"""Points of a tile at most: tiles are drawn at random, `piece_of` points are worked on at once."""
 
 
 def tiling(num_points: int, points_per_step: int) -> Tiling:
