@@ -415,7 +415,7 @@ _CHECK_BYTES = 2
 _OFFSET_ZERO = 64  # an offset byte of 64 means the envelope as it stands
 
 
-def _levels(base: np.ndarray, offset: int) -> np.ndarray:
+def _levels(base: np.ndarray, offset: int | np.ndarray) -> np.ndarray:
     """Scale levels: the envelope, in quarter octaves of a param, moved to symbols by the offset."""
     return np.clip(base + offset - _OFFSET_ZERO + _UNIT_LEVEL, 0, entropy.NUM_LEVELS - 1)
 
