@@ -1,9 +1,9 @@
 """How fast is a fit, beside PyTorch, a naive JAX program, and the machine's own matrix products?
 
-Claim: on a CPU, a batch of 8 images at COIN's 10x28 is fitted several times as fast as by PyTorch,
-eager or compiled, and most of the machine's matmul peak is used at width 64.
+Claim: on a CPU, fits are 1.4 to 2.5 times as fast as by compiled PyTorch and 1.7 to 3.6 times as by
+eager, and most of the machine's matmul peak is used at width 64.
 Command: python -m experiments.benchmark_fit           (pip install -e '.[bench]' for PyTorch)
-Minutes: about 12 on 2 idle cores; ``--quick`` (10x28 and width 64, a batch of 8) under one.
+Minutes: about 17 on 2 idle cores; ``--quick`` (10x28 and width 64, a batch of 8) under one.
 Expected: the table in results/benchmark_fit/<config hash>/table.md.
 
 A step is a full one: every pixel of every image, forward, backward, Adam; images are random, since

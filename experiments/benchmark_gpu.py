@@ -92,7 +92,7 @@ class VariantPlan(overfit.PlainPlan):
 def plain_variant(net: Siren, precision: str, tile: int | None = None) -> Variant:
     """The package's own program at one of XLA's precisions."""
     name = f"plain {precision}" + (f", tiles of {tile}" if tile else "")
-    loss = partial(fused.plain_squared_error_and_grads, net)
+    loss = fit.squared_error(net.apply_columns)
     return Variant(name, loss, PRECISIONS[precision], tile)
 
 
@@ -173,7 +173,7 @@ def measure_error(variant: Variant, net: Siren, scale: Scale) -> dict[str, Any]:
     )
     params = jax.vmap(net.init)(jax.random.split(jax.random.key(0), 2))
     with jax.default_matmul_precision("highest"):
-        plain = jax.jit(jax.vmap(partial(fused.plain_squared_error_and_grads, net)))
+        plain = jax.jit(jax.vmap(fit.squared_error(net.apply_columns)))
         expected = plain(params, coords, pixels, weights)
     value = jax.jit(jax.vmap(variant.tile_loss))(params, coords, pixels, weights)
 

@@ -604,6 +604,8 @@ def _own_share(
     What is missing is shared out anew by every run, so that all processes have some of what one
     left undone. They look for it together, each in its part of the list.
     """
+    if team is None and not options.resume:
+        return dict(pairs)
     from inrjax import distributed
 
     items = list(pairs.items())

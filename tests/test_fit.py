@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, photograph
 
 from inrjax import fit, optimizers, overfit
+from inrjax.init import packaged_init, packaged_widths
 from inrjax.nets.siren import Siren
 
 KEY = jax.random.key(0)
@@ -599,24 +600,39 @@ def test_the_check_for_collectives_finds_one() -> None:
     assert COLLECTIVE.search(jax.jit(summed).lower(jnp.ones(2)).compile().as_text())
 
 
-def fit_on_devices(count: int, out: Path) -> None:
-    """Run in a process of its own: the bits of a batch on that many devices."""
+def every_bit(plans: str) -> list[np.ndarray]:
+    """Results of COIN's or MetaSiren's plan, for data in a batch and for one alone, ravelled."""
+    plan, shared = {"coin": (PLAN, KEY), "meta-siren": rate_plan()}[plans]
+    data = image_data()
+    results = fit.fit_batch(plan, shared, data), fit.fit_batch(plan, shared, data[:1])
+    return [np.ravel(leaf) for leaf in jax.tree.leaves(results)]
+
+
+def rate_plan() -> tuple[overfit.RatePlan, overfit.RateShared]:
+    init = packaged_init(packaged_widths()[0])
+    plan = overfit.RatePlan(init.net, PLAN.optimizer, 40, PLAN.tiles_per_step, 4, 0.3)
+    return plan, overfit.rate_shared(init, 0)
+
+
+def fit_on_devices(plans: str, count: int, out: Path) -> None:
+    """Run in a process of its own: the bits of fits on that many devices."""
     program = f"""
 import jax, numpy as np
 import conftest
 jax.config.update("jax_num_cpu_devices", {count})
 import test_fit
-results = test_fit.fit.fit_batch(test_fit.PLAN, test_fit.KEY, test_fit.image_data())
+np.savez({str(out)!r}, *test_fit.every_bit({plans!r}))
 assert len(jax.devices()) == {count}
-np.savez({str(out)!r}, *[np.ravel(leaf) for leaf in jax.tree.leaves(results)])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=ROOT)
 
 
-def test_eight_devices_give_the_bits_of_two(tmp_path: Path) -> None:
-    fit_on_devices(8, tmp_path / "8.npz")
-    here = jax.tree.leaves(fit.fit_batch(PLAN, KEY, image_data()))
+@pytest.mark.parametrize("plans", ["coin", "meta-siren"])
+def test_eight_devices_give_the_bits_of_two(plans: str, tmp_path: Path) -> None:
+    fit_on_devices(plans, 8, tmp_path / "8.npz")
+    here = every_bit(plans)
     with np.load(tmp_path / "8.npz") as there:
+        assert len(there.files) == len(here)
         for i, leaf in enumerate(here):
-            np.testing.assert_array_equal(np.ravel(leaf), there[f"arr_{i}"])
+            np.testing.assert_array_equal(leaf, there[f"arr_{i}"])

@@ -14,9 +14,9 @@ import pytest
 from jax.experimental.pallas import triton
 
 from experiments import benchmark_gpu
+from inrjax import fit
 from inrjax.nets.fused import (
     Kernel,
-    plain_squared_error_and_grads,
     squared_error_and_grads,
 )
 from inrjax.nets.siren import Encoding, Siren
@@ -54,7 +54,7 @@ def fused(net: Siren, kernel: Kernel = KERNEL):
 
 
 def plain(net: Siren):
-    return jax.jit(partial(plain_squared_error_and_grads, net))
+    return jax.jit(fit.squared_error(net.apply_columns))
 
 
 @pytest.mark.parametrize("case", NETS)

@@ -74,26 +74,6 @@ class Kernel:
             )
 
 
-def plain_squared_error_and_grads(
-    net: Siren, params: Params, coords: jax.Array, pixels: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, Params]:
-    """The weighted sum of squared errors of a list of points, and its gradient, in plain JAX.
-
-    Args:
-      coords: float32 (in_dim, n). pixels: float32 (out_dim, n). weights: float32 (n,), >= 0.
-
-    Returns:
-      The sum over points of weight * mean over out_dim of the squared error, a float32 scalar,
-      and its gradient, shaped as params.
-    """
-
-    def weighted_sum(params):
-        error = net.apply_columns(params, coords) - pixels
-        return jnp.sum(weights * jnp.mean(error * error, axis=0))
-
-    return jax.value_and_grad(weighted_sum)(params)
-
-
 def squared_error_and_grads(
     net: Siren,
     params: Params,
@@ -104,7 +84,17 @@ def squared_error_and_grads(
     kernel: Kernel | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, Params]:
-    """`plain_squared_error_and_grads` by the fused kernel; works under vmap, not under grad.
+    """The weighted squared error of a list of points and its gradient, by the fused kernel.
+
+    Its plain twin is `inrjax.fit.squared_error` of ``net.apply_columns``. Works under vmap, not
+    under grad.
+
+    Args:
+      coords: float32 (in_dim, n). pixels: float32 (out_dim, n). weights: float32 (n,), >= 0.
+
+    Returns:
+      The sum over points of weight * mean over out_dim of the squared error, a float32 scalar,
+      and its gradient, shaped as params.
 
     ``kernel``: None for the default. ``interpret``: run on any device, slowly, for tests; sines
     are polynomials then, and tf32 is emulated by rounding. The sums of the programs are added in
