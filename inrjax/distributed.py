@@ -191,7 +191,9 @@ class Team:
         """
         return self._call(self._finish())
 
-    # Everything below runs in the thread of the loop, which alone touches the fields.
+    # Everything below runs in the thread of the loop, which alone touches the fields. Time limits
+    # are `asyncio.timeout`: `asyncio.wait_for` of Python 3.11 loses a cancellation that comes as the
+    # awaited thing ends, and then a task that `_leave` waits for would go on for ever.
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -353,7 +355,8 @@ class Team:
         for writer in self._writers.values():
             writer.close()
             with contextlib.suppress(OSError):  # the last news must get out, but not to the dead
-                await asyncio.wait_for(writer.wait_closed(), _WELCOME_SECONDS)
+                async with asyncio.timeout(_WELCOME_SECONDS):
+                    await writer.wait_closed()
         if self.place.index == 0:
             self._server.close()
 
@@ -367,19 +370,18 @@ class Team:
 async def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
     writer.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
-    await asyncio.wait_for(writer.drain(), SILENCE_SECONDS)
+    async with asyncio.timeout(SILENCE_SECONDS):
+        await writer.drain()
 
 
 async def _receive(reader: asyncio.StreamReader, seconds: float | None = None) -> dict[str, Any]:
     """The next message, within `SILENCE_SECONDS` or those given; `_LOST` if there is none."""
 
-    async def read() -> dict[str, Any]:
+    async with asyncio.timeout(SILENCE_SECONDS if seconds is None else seconds):
         size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
         if size > _MAX_BYTES:
             raise ValueError(f"got a message of {size} bytes, expected {_MAX_BYTES} at most")
         message = json.loads(await reader.readexactly(size))
-        if not isinstance(message, dict):
-            raise ValueError("got something else than a message")
-        return message
-
-    return await asyncio.wait_for(read(), SILENCE_SECONDS if seconds is None else seconds)
+    if not isinstance(message, dict):
+        raise ValueError("got something else than a message")
+    return message
