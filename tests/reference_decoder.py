@@ -1,0 +1,289 @@
+"""A second decoder of .inr files, written from docs/bitstream.md: numpy and the standard library.
+
+It imports nothing of inrjax and no range coder, so that what it agrees with the package on is what
+the page says. Slow and plain on purpose: `python tests/reference_decoder.py FILE INITS_FOLDER`
+prints the digests of the symbols and of the pixels.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+import sys
+import zlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAX_PIXELS = 1 << 26
+TOP_OCTAVE = (
+    4610560255948314624,
+    4610739350409155263,
+    4610889955683844661,
+    4611016602927045598,
+)
+EIGHTHS = (
+    1.0,
+    1.0905077326652577,
+    1.189207115002721,
+    1.2968395546510096,
+    1.4142135623730951,
+    1.5422108254079407,
+    1.681792830507429,
+    1.8340080864093424,
+)
+
+
+class Damaged(Exception):
+    """The page says: refuse."""
+
+
+class Decoded(NamedTuple):
+    """``symbols`` int64 (n,), None for COIN; ``image`` uint8 (height, width, 3)."""
+
+    symbols: np.ndarray | None
+    image: np.ndarray
+
+
+def refuse_if(condition: Any, why: str) -> None:
+    if condition:
+        raise Damaged(why)
+
+
+def decode(data: bytes, inits: Path) -> Decoded:
+    """The content of a file; ``inits``: the folder of the init files that it may name."""
+    tag, height, width, sections = read_container(data)
+    if tag == 1:
+        check(data, b"")
+        layers, encoding = read_coin(*sections)
+        return Decoded(None, render(layers, encoding, 30.0, height, width))
+    init = find_init(sections[0], inits)
+    check(data, init.digest)
+    symbols, layers = read_meta_siren(init, sections[1], sections[2])
+    encoding = init.net["encoding"]
+    return Decoded(symbols, render(layers, encoding, init.net["w0"], height, width))
+
+
+# ---------------------------------------------------------------------------- container
+
+
+def read_container(data: bytes) -> tuple[int, int, int, list[bytes]]:
+    refuse_if(data[:3] != b"INR" or len(data) < 12, "not an .inr file")
+    refuse_if(data[3] != 1, f"version {data[3]}")
+    refuse_if(data[4] not in (1, 2), f"codec tag {data[4]}")
+    body = data[:-4]
+    height, at = varint(body, 5)
+    width, at = varint(body, at)
+    refuse_if(not 1 <= height * width <= MAX_PIXELS, "size")
+    refuse_if(at >= len(body) or body[at] != {1: 2, 2: 3}[data[4]], "number of sections")
+    lengths, number = [], body[at]
+    at += 1
+    for _ in range(number - 1):
+        length, at = varint(body, at)
+        lengths.append(length)
+    refuse_if(at + sum(lengths) > len(body), "lengths")
+    sections = []
+    for length in [*lengths, len(body) - at - sum(lengths)]:
+        sections.append(body[at : at + length])
+        at += length
+    return data[4], height, width, sections
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for digit in range(5):
+        refuse_if(at >= len(data), "a varint is not complete")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << 7 * digit
+        if byte < 128:
+            refuse_if(digit and byte == 0, "a varint is padded")
+            return value, at
+    raise Damaged("a varint is too long")
+
+
+def check(data: bytes, context: bytes) -> None:
+    stated = int.from_bytes(data[-4:], "little")
+    refuse_if(zlib.crc32(context + data[:-4]) != stated, "checksum")
+
+
+# ---------------------------------------------------------------------------- COIN
+
+
+def read_coin(net: bytes, weights: bytes) -> tuple[list[tuple[np.ndarray, np.ndarray]], None]:
+    refuse_if(len(net) != 3, "net")
+    width, depth = int.from_bytes(net[:2], "little"), net[2]
+    refuse_if(width == 0 or not 1 <= depth <= 98, "net")
+    shapes = layer_shapes(2, width, depth)
+    refuse_if(len(weights) != 2 * sum(o * i + o for o, i in shapes), "weights")
+    values = np.frombuffer(weights, "<f2").astype(np.float32)
+    refuse_if(not np.isfinite(values).all(), "weights")
+    layers, at = [], 0
+    for out, into in shapes:
+        bias, weight = values[at : at + out], values[at + out : at + out + out * into]
+        layers.append((weight.reshape(out, into), bias))
+        at += out + out * into
+    return layers, None
+
+
+def layer_shapes(features: int, width: int, depth: int) -> list[tuple[int, int]]:
+    """(out, in) of each layer, the linear one last."""
+    return [(width, features), *[(width, width)] * (depth - 1), (3, width)]
+
+
+# ---------------------------------------------------------------------------- MetaSiren
+
+
+class InitFile(NamedTuple):
+    net: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    digest: bytes
+
+
+def find_init(start: bytes, folder: Path) -> InitFile:
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            net = json.loads(str(arrays["header"]))["net"]
+            used = {
+                name: arrays[name]
+                for name in arrays.files
+                if name.split("/")[0] in ("envelope", "keep", "params")
+            }
+        digest = init_digest(net, used)
+        if digest.startswith(start) and len(start) == 4:
+            return InitFile(net, used, digest)
+    raise Damaged(f"init {start.hex()} is not known")
+
+
+def init_digest(net: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+    sha = hashlib.sha256(json.dumps(net, sort_keys=True).encode())
+    for path in sorted(arrays):
+        little = arrays[path].astype(arrays[path].dtype.newbyteorder("<"))
+        sha.update(json.dumps([path, little.dtype.str, list(little.shape)]).encode())
+        sha.update(little.tobytes())
+    return sha.digest()
+
+
+def read_meta_siren(
+    init: InitFile, grid: bytes, payload: bytes
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    # Layer by layer, the bias before the weight: the order of the sorted paths.
+    paths = sorted(name.removeprefix("params/") for name in init.arrays if name[0] == "p")
+    count = len(paths)
+    refuse_if(len(grid) != 2 + 2 * count, "grid")
+    steps, offsets = grid[2 : 2 + count], grid[2 + count :]
+    levels = []
+    for path, offset in zip(paths, offsets, strict=True):
+        envelope = init.arrays[f"envelope/{path}"].astype(int)
+        full = np.broadcast_to(envelope, init.arrays[f"params/{path}"].shape)
+        levels.append(np.clip(full + offset - 12, 0, 63).ravel())
+    symbols = decode_symbols(payload, np.concatenate(levels))
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    tensors, at = {}, 0
+    for path, index in zip(paths, steps, strict=True):
+        start = init.arrays[f"params/{path}"]
+        mean = np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
+        step = 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
+        own = symbols[at : at + mean.size].reshape(mean.shape)
+        tensors[path] = (mean.astype(np.float64) + own * step).astype(np.float32)
+        at += mean.size
+    names = sorted({path.split("/")[0] for path in paths})
+    return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def counts_of(level: int) -> list[int]:
+    """Counts of -m..m and of the escape."""
+    q = TOP_OCTAVE[level % 4]
+    for _ in range((63 - level) // 4):
+        q = q * q >> 62
+    r, x, tails = q * q >> 62, q, [q >> 38]
+    while len(tails) < 2 or tails[-2] - tails[-1] >= 2:
+        x = x * r >> 62
+        tails.append(x >> 38)
+    sides = [(a - b) // 2 for a, b in pairwise(tails[:-1])]
+    escape = max(1, tails[len(sides)])
+    return [*sides[::-1], (1 << 24) - 2 * sum(sides) - escape, *sides, escape]
+
+
+class RangeDecoder:
+    """32-bit words, 64-bit state, 24-bit precision."""
+
+    def __init__(self, payload: bytes):
+        self.payload, self.at = payload, 0
+        self.ahead = self.word() << 32 | self.word()
+        self.range = (1 << 64) - 1
+
+    def word(self) -> int:
+        part = self.payload[self.at : self.at + 4]
+        self.at += 4
+        return int.from_bytes(part.ljust(4, b"\0"), "big")
+
+    def place(self, ends: np.ndarray) -> int:
+        """The place of the next symbol; ``ends``: cumulated counts, int64, from 0 to 2^24."""
+        unit = self.range >> 24
+        quantile = self.ahead // unit
+        refuse_if(quantile >= 1 << 24, "symbols")
+        place = int(np.searchsorted(ends, quantile, side="right")) - 1
+        self.ahead -= unit * int(ends[place])
+        self.range = unit * int(ends[place + 1] - ends[place])
+        if self.range < 1 << 32:
+            self.range <<= 32
+            self.ahead = self.ahead << 32 | self.word()
+        return place
+
+    def bit(self) -> int:
+        return self.place(np.array([0, 1 << 23, 1 << 24]))
+
+
+def decode_symbols(payload: bytes, levels: np.ndarray) -> np.ndarray:
+    coder, symbols, escaped = RangeDecoder(payload), np.zeros(levels.size, np.int64), []
+    for level in np.unique(levels):
+        ends = np.concatenate([[0], np.cumsum(counts_of(int(level)))])
+        m = len(ends) // 2 - 1
+        for i in np.flatnonzero(levels == level):
+            place = coder.place(ends)
+            symbols[i] = place - m
+            if place == 2 * m + 1:
+                escaped.append((i, m))
+    for i, m in escaped:
+        sign, length = coder.bit(), 1
+        while not coder.bit():
+            length += 1
+            refuse_if(length > 31, "symbols")
+        excess = 1
+        for _ in range(length - 1):
+            excess = 2 * excess + coder.bit()
+        symbols[i] = -(m + excess) if sign else m + excess
+    return symbols
+
+
+# ---------------------------------------------------------------------------- pixels
+
+
+def render(layers: Any, encoding: Any, w0: float, height: int, width: int) -> np.ndarray:
+    y = ((2 * np.arange(height) + 1) / height - 1).astype(np.float32)
+    x = ((2 * np.arange(width) + 1) / width - 1).astype(np.float32)
+    h = np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+    if encoding:
+        a = np.pi * encoding["ratio"] ** np.arange(encoding["num_frequencies"])
+        angles = (h[:, None] * a.astype(np.float32)[:, None]).reshape(len(h), -1)
+        h = np.concatenate([h, np.sin(angles), np.cos(angles)], 1)
+    for weight, bias in layers[:-1]:
+        h = np.sin(np.float32(w0) * (h @ weight.T + bias))
+    weight, bias = layers[-1]
+    values = h @ weight.T + bias
+    refuse_if(np.isnan(values).any(), "a pixel is NaN")
+    pixels = np.floor(255 * np.clip((values + 1) / 2, 0, 1) + np.float32(0.5))
+    return pixels.astype(np.uint8).reshape(height, width, 3)
+
+
+if __name__ == "__main__":
+    decoded = decode(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]))
+    parts = {"symbols": decoded.symbols, "pixels": decoded.image}
+    for part, values in parts.items():
+        if values is not None:
+            print(part, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest())

@@ -1,0 +1,136 @@
+"""The page on the format is enough: a decoder written from it agrees with the package."""
+
+from __future__ import annotations
+
+import ast
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_decoder
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from inrjax import bitstream, codecs, entropy
+from inrjax.init import find_init
+from inrjax.types import BitstreamError
+
+HERE = Path(__file__).parent
+INITS = Path(codecs.__file__).parents[1] / "inits"
+GOLDEN = sorted((HERE / "golden").glob("*.inr"))
+
+
+def package_decode(data: bytes, patch: pytest.MonkeyPatch) -> reference_decoder.Decoded:
+    """What the package decodes, with the symbols that its range decoder gave."""
+    seen: list[np.ndarray] = []
+    plain = entropy.decode
+
+    def noting(*arguments):
+        seen.append(plain(*arguments))
+        return seen[-1]
+
+    with patch.context() as context:
+        context.setattr(entropy, "decode", noting)
+        image = codecs.decode_stream(data)
+    return reference_decoder.Decoded(seen[0] if seen else None, image)
+
+
+def assert_agree(data: bytes, patch: pytest.MonkeyPatch, tolerance: int) -> bool:
+    """Both refuse, or both give the same symbols and, within so many levels, the same pixels.
+
+    Returns whether they decode.
+    """
+    try:
+        ours = package_decode(data, patch)
+    except BitstreamError:
+        with pytest.raises(reference_decoder.Damaged):
+            reference_decoder.decode(data, INITS)
+        return False
+    theirs = reference_decoder.decode(data, INITS)
+    assert (ours.symbols is None) == (theirs.symbols is None)
+    if ours.symbols is not None:
+        np.testing.assert_array_equal(ours.symbols, theirs.symbols)
+    assert np.abs(ours.image.astype(int) - theirs.image).max() <= tolerance
+    return True
+
+
+def with_checksum(data: bytes) -> bytes:
+    """The same file with the checksum that its content asks for, where its init is known."""
+    try:
+        stream = bitstream.peek(data)
+    except BitstreamError:
+        return data
+    init = find_init(stream.sections[0]) if stream.tag == codecs.MetaSiren.tag else None
+    context = init.digest if init else b""
+    return data[:-4] + zlib.crc32(context + data[:-4]).to_bytes(4, "little")
+
+
+def test_the_second_decoder_is_independent() -> None:
+    tree = ast.parse((HERE / "reference_decoder.py").read_text("utf-8"))
+    roots = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0])
+    assert not roots & {"inrjax", "constriction", "jax", "importlib"}
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_files_decode_to_the_same_symbols(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert assert_agree(path.read_bytes(), monkeypatch, tolerance=1)
+
+
+@pytest.mark.parametrize("level", range(entropy.NUM_LEVELS))
+def test_counts_are_those_of_the_page(level: int) -> None:
+    assert entropy.counts(level).tolist() == reference_decoder.counts_of(level)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 40.0, 3000.0, 1e6])
+def test_symbols_of_any_size_are_read_alike(scale: float) -> None:
+    """Scales of 1e6 make most symbols escapes."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, entropy.NUM_LEVELS, 400)
+    symbols = np.rint(rng.laplace(0, scale, 400)).astype(np.int64)
+    payload = entropy.encode(symbols, entropy.Laplace(levels))
+    np.testing.assert_array_equal(reference_decoder.decode_symbols(payload, levels), symbols)
+
+
+Edit = Callable[[bytes], bytes]
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> Edit:
+    """A few bytes replaced, a cut, or a piece put in."""
+    kind = draw(st.sampled_from(["replace", "cut", "insert"]))
+    at, piece = draw(st.integers(0, 4095)), draw(st.binary(min_size=1, max_size=4))
+    near_header = draw(st.booleans())
+
+    def edit(data: bytes) -> bytes:
+        i = at % min(len(data), 40 if near_header else len(data))
+        ends = {"replace": i + len(piece), "cut": len(data), "insert": i}
+        return data[:i] + (b"" if kind == "cut" else piece) + data[ends[kind] :]
+
+    return edit
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@settings(max_examples=60, deadline=None)
+@given(edit=edits(), repaired=st.booleans())
+@example(edit=lambda data: data, repaired=True)
+def test_both_refuse_the_same_damage(path: Path, edit: Edit, repaired: bool) -> None:
+    data = edit(path.read_bytes())
+    data = with_checksum(data) if repaired else data
+    try:
+        stream = bitstream.peek(data)
+        if stream.height * stream.width > 1 << 16:
+            return  # a valid claim of a large picture: seconds of work to compare
+    except BitstreamError:
+        pass
+    with pytest.MonkeyPatch.context() as patch:
+        # Weights of thousands make the pixels a matter of float32's last bits.
+        assert_agree(data, patch, tolerance=255)
