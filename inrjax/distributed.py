@@ -191,9 +191,10 @@ class Team:
         """
         return self._call(self._finish())
 
-    # Everything below runs in the thread of the loop, which alone touches the fields. Time is limited
-    # by `asyncio.timeout`: Python 3.11's `asyncio.wait_for` loses a cancellation that comes as the
-    # awaited thing ends, and then a task that `_leave` waits for would go on for ever.
+    # Everything below runs in the thread of the loop, which alone touches the fields.
+    #
+    # Time is limited by `asyncio.timeout`: Python 3.11's `asyncio.wait_for` loses a cancellation
+    # that comes as the awaited thing ends, and a task that `_leave` waits for would never end.
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
