@@ -49,9 +49,9 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 autosummary_generate = True
-autosummary_context = {}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # it cannot take two names in one line
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 

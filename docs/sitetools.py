@@ -36,7 +36,7 @@ def help_text(words: list[str]) -> str:
         code = cli.main([*words, "--help"])
     if code != 0:
         raise ValueError(f"`inrjax {' '.join(words)} --help` ended with exit code {code}")
-    return told.getvalue().strip("\n")
+    return "\n".join(line.rstrip() for line in told.getvalue().splitlines()).strip("\n")
 
 
 class CliHelp(SphinxDirective):
@@ -119,17 +119,31 @@ def _find_reference(app: Sphinx, env: Any, node: Any, content: nodes.Element) ->
 
 
 def _skip(app: Sphinx, kind: str, name: str, item: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out what says nothing: the fields of a NamedTuple that its docstring explains."""
+    """Leave out the fields of a NamedTuple, which its docstring explains, and the options of a
+    command: their docstrings are text for --help, not markup, and stand on the command's page."""
     text = getattr(item, "__doc__", None)
-    return True if isinstance(text, str) and text.startswith("Alias for field number") else None
+    is_field = isinstance(text, str) and text.startswith("Alias for field number")
+    is_options = any(item is options_type for options_type, _ in cli.COMMANDS.values())
+    return True if is_field or is_options else None
 
 
-def _literal_help(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]):
-    """The docstring of a command is plain text for --help, not markup: its first line is kept."""
-    commands = {options_type: verb for verb, (options_type, _) in cli.COMMANDS.items()}
-    if isinstance(item, type) and item in commands:
-        verb = commands[item]
-        lines[:] = [f"Options of :doc:`inrjax {verb} </docs/howto/{verb}>`: {lines[0]}", ""]
+_PLAIN = ("attribute", "data", "property")
+_texts: dict[str, list[str]] = {}
+
+
+def _before_napoleon(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]):
+    """Keep the texts of attributes, where napoleon takes the words before a colon for a type; the
+    fields of a dataclass are the arguments that it is made from."""
+    if kind in _PLAIN:
+        _texts[name] = list(lines)
+    elif kind == "class":
+        lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
+
+
+def _after_napoleon(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]):
+    """Put back what was kept."""
+    if kind in _PLAIN:
+        lines[:] = _texts.pop(name)
 
 
 def _draw(app: Sphinx) -> None:
@@ -144,5 +158,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-check-consistency", _check_complete)
     app.connect("missing-reference", _find_reference)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-docstring", _literal_help)
+    app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -63,7 +63,7 @@ NETS = {
     "plain": Siren(width=48, depth=4),
     "encoded": Siren(width=48, depth=4, encoding=Encoding(num_frequencies=16, ratio=1.4)),
 }
-CHECKPOINTS = (2, 4, 8) if SMOKE else (3, 30, 100, 500)
+CHECKPOINTS = (1, 2, 3) if SMOKE else (3, 30, 100, 400)
 
 
 def fit_photograph(net: Siren) -> tuple[dict, np.ndarray, dict]:
