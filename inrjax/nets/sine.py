@@ -1,7 +1,7 @@
 """Sine and cosine as short polynomials, vectorised by XLA on a CPU where `jnp.sin` is not.
 
 Range reduction to [-pi/2, pi/2] with pi in three constants (Cody and Waite, 1980), then
-near-minimax polynomials. On float32, |x| <= 1000: within 3e-7 of the exact value. Both are
+near-minimax polynomials. On float32, ``|x| <= 1000``: within 3e-7 of the exact value. Both are
 differentiable any number of times, in forward and in reverse mode.
 """
 
