@@ -482,6 +482,8 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
         num_bytes=len(encoded.stream),
         bpp=metrics.bpp(len(encoded.stream), height, width),
         psnr=metrics.psnr(*pair),
+        psnr_y=metrics.psnr_y(*pair),
+        psnr_ycbcr=metrics.psnr_ycbcr(*pair),
         ssim=metrics.ssim(*pair) if shorter >= metrics.WINDOW else None,
         ms_ssim=metrics.ms_ssim(*pair) if shorter >= metrics.MS_SSIM_MIN_SIDE else None,
         encode_seconds=encoded.seconds,

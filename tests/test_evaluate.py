@@ -119,6 +119,8 @@ def test_rows_say_what_the_files_hold(toy, tmp_path):
         assert (row.height, row.width) == image.shape[:2]
         assert row.digest == hashlib.sha256(stream).hexdigest()
         assert row.psnr == metrics.psnr(image, image_hat)
+        assert row.psnr_y == metrics.psnr_y(image, image_hat)
+        assert row.psnr_ycbcr == metrics.psnr_ycbcr(image, image_hat)
         assert row.ssim == metrics.ssim(image, image_hat) and row.ms_ssim is None
         assert row.encode_seconds > 0 and row.decode_seconds > 0 and row.batch_size == 2
     assert [row.seed for row in rows] == [5, 5, None, None]

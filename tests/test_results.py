@@ -68,6 +68,36 @@ def test_rows_come_back_exactly(tmp_path, first, second):
     assert results.read_rows(path) == first + second
 
 
+def test_a_table_of_an_earlier_version_reads_and_is_upgraded(tmp_path):
+    """The tables that are committed have no psnr_y and no psnr_ycbcr."""
+    path = tmp_path / "rows.csv"
+    header = (
+        "codec,setting,image,height,width,num_bytes,bpp,psnr,ssim,ms_ssim,"
+        "encode_seconds,decode_seconds,batch_size,seed,digest"
+    )
+    path.write_text(f"{header}\ntoy,width=8,a,2,3,7,{28 / 3!r},30.0,0.9,,1.5,0.1,4,0,00\n")
+    assert results.read_rows(path) == [ROW] and ROW.psnr_y is None and ROW.psnr_ycbcr is None
+    measured = replace(ROW, image="b", psnr_y=31.0, psnr_ycbcr=33.0)
+    results.append_rows(path, [measured])
+    assert path.read_text().splitlines()[0] == ",".join(f.name for f in fields(RDPoint))
+    assert results.read_rows(path) == [ROW, measured]
+    for columns in (
+        header.replace("psnr,", "psnr,psnr_y,"),
+        header.replace("ssim,ms_ssim", "ssim"),
+    ):
+        path.write_text(columns + "\n")
+        with pytest.raises(ValueError, match="columns"):
+            results.read_rows(path)
+
+
+def test_the_committed_tables_read():
+    tables = list((ROOT / "results").rglob("rows.csv"))
+    assert tables
+    for path in tables:
+        for row in results.read_rows(path):
+            assert row.bpp == 8 * row.num_bytes / (row.height * row.width)
+
+
 def test_odd_values_come_back(tmp_path):
     odd = replace(
         ROW,
@@ -341,6 +371,17 @@ def test_the_two_means_of_psnr():
     assert exact.psnr == exact.psnr_of_mean_mse == math.inf
 
 
+def test_means_of_luma_and_weighted_psnr():
+    rows = [
+        replace(ROW, psnr_y=31.0, psnr_ycbcr=33.0),
+        replace(ROW, image="b", psnr_y=33.0, psnr_ycbcr=34.0),
+    ]
+    [summary] = results.summarise(rows)
+    assert (summary.psnr_y, summary.psnr_ycbcr) == (32.0, 33.5)
+    [summary] = results.summarise([rows[0], replace(rows[1], psnr_y=None)])
+    assert (summary.psnr_y, summary.psnr_ycbcr) == (None, 33.5)
+
+
 @settings(max_examples=50)
 @given(psnrs=st.lists(st.floats(5, 60), min_size=1, max_size=8))
 def test_psnr_of_the_mean_error_is_never_above_the_mean_of_psnrs(psnrs):
@@ -363,6 +404,7 @@ def test_summaries_keep_settings_apart_and_the_order():
         ("other", "width=8", 1),
     ]
     assert summaries[0].ms_ssim == pytest.approx(0.6)
+    assert summaries[0].psnr_y is None and summaries[0].psnr_ycbcr is None
     assert summaries[1].ms_ssim is None
     assert results.measured_curves(summaries)["toy"] == [(28 / 3, 30.0), (28 / 3, 30.0)]
     with pytest.raises(ValueError, match="twice"):
