@@ -6,11 +6,13 @@ All are computed on the host in float64, on uint8 images as a decoder returns th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from inrjax.types import Image
+
+Values: TypeAlias = Sequence[float] | np.ndarray
 
 PEAK = 255.0
 WINDOW = 11
@@ -142,10 +144,10 @@ def bpp(num_bytes: int, height: int, width: int) -> float:
 
 
 def bd_rate(
-    rates_a: Sequence[float],
-    psnrs_a: Sequence[float],
-    rates_b: Sequence[float],
-    psnrs_b: Sequence[float],
+    rates_a: Values,
+    psnrs_a: Values,
+    rates_b: Values,
+    psnrs_b: Values,
     interval: tuple[float, float] | None = None,
 ) -> BDRate:
     """Bjontegaard's delta rate of curve b against the anchor a, in percent.
@@ -167,10 +169,10 @@ def bd_rate(
 
 
 def bd_psnr(
-    rates_a: Sequence[float],
-    psnrs_a: Sequence[float],
-    rates_b: Sequence[float],
-    psnrs_b: Sequence[float],
+    rates_a: Values,
+    psnrs_a: Values,
+    rates_b: Values,
+    psnrs_b: Values,
     interval: tuple[float, float] | None = None,
 ) -> BDPsnr:
     """Bjontegaard's delta PSNR of curve b against the anchor a, in dB.
@@ -245,16 +247,14 @@ def _halve(planes: np.ndarray) -> np.ndarray:
     return (rows[..., 0::2] + rows[..., 1::2]) / 4
 
 
-def _positive(name: str, rates: Sequence[float]) -> np.ndarray:
+def _positive(name: str, rates: Values) -> np.ndarray:
     values = np.asarray(rates, np.float64)
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"rates of {name} must be finite and above 0, got {values.tolist()}")
     return values
 
 
-def _curve(
-    name: str, knots: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, axis: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _curve(name: str, knots: Values, values: Values, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """The points sorted by the axis to integrate over, checked."""
     x, y = np.asarray(knots, np.float64), np.asarray(values, np.float64)
     if x.ndim != 1 or x.shape != y.shape:

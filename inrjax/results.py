@@ -303,6 +303,15 @@ def read_published(path: Path) -> list[PublishedPoint]:
     return _read_table(path, (_PUBLISHED_COLUMNS,), _published)
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file begins with the columns of published points; False if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n") == ",".join(_PUBLISHED_COLUMNS)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _published(row: Mapping[str, str]) -> PublishedPoint:
     if not row["method"] or not row["source"]:
         raise ValueError("a published point needs a method and a source")
