@@ -22,7 +22,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -36,6 +36,7 @@ from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
     from inrjax.codecs import Coin, MetaSiren
+    from inrjax.compare import BDResult
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
     from inrjax.results import Summary
@@ -210,6 +211,39 @@ class Evaluate:
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
+
+
+@dataclass(frozen=True)
+class BdRate:
+    """Compare two tables of measured rows: bits at equal quality, quality at equal bits.
+
+    A is the anchor: below 0 %, B needs fewer bits. Intervals are over the pictures, by bootstrap.
+
+    Picture by picture and on the curve of means, over what both curves cover.
+
+    Without codec names, A has one codec, or the two tables share their codecs.
+
+    Examples:
+      inrjax bdrate jpeg/rows.csv ours/rows.csv
+      inrjax bdrate old/rows.csv new/rows.csv --metric ms_ssim
+      inrjax bdrate run/rows.csv run/rows.csv --codec-a jpeg
+      inrjax bdrate results/published/kodak.csv run/rows.csv --anchor-published COIN
+    """
+
+    anchor: Annotated[Positional[Path], arg(metavar="A.csv")]
+    """Rows of the anchor, or published curves (with --anchor-published)."""
+    table: Annotated[Positional[Path], arg(metavar="B.csv")]
+    """Rows of what is compared with it."""
+    metric: Literal["psnr", "psnr_y", "psnr_ycbcr", "ssim", "ms_ssim"] = "psnr"
+    """The quality; SSIM and MS-SSIM are compared as -10 log10(1 - value) dB."""
+    codec_a: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """The codec in A."""
+    codec_b: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None
+    """The codec in B."""
+    anchor_published: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint="")] = None
+    """The published curve in A that is the anchor. It was not measured here."""
+    json: bool = False
+    """Print one JSON list."""
 
 
 @dataclass(frozen=True)
@@ -474,7 +508,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     """A ValueError from the block, which knows of bytes or pixels only, gets the file's name."""
     try:
         yield
@@ -764,6 +798,200 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+# ---------------------------------------------------------------- bdrate
+
+
+def _bdrate(options: BdRate) -> int:
+    from inrjax import results
+
+    if results.is_published(options.table):
+        raise ValueError(
+            f"{options.table} holds published curves, which were not measured here: one can only "
+            "be the anchor, named first and with --anchor-published METHOD"
+        )
+    if options.anchor_published is not None:
+        compared = _against_published(options)
+    else:
+        compared = _against_measured(options)
+    each, found = Each(), []
+    for names, compare_pair in compared:
+        with each.file(), _naming(f"{names['codec']} against {names['anchor']}"):
+            found.append(names | compare_pair())
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print("\n\n".join(_comparison(one) for one in found))
+    return each.exit_code
+
+
+_Compared = list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
+"""What is compared with what, and the work of it."""
+
+
+def _against_measured(options: BdRate) -> _Compared:
+    from inrjax import compare, results
+
+    if results.is_published(options.anchor):
+        methods = list(results.published_curves(results.read_published(options.anchor)))
+        raise ValueError(
+            f"{options.anchor} holds published curves, which were not measured here: add "
+            f"--anchor-published METHOD, one of {', '.join(methods)}"
+        )
+    a, b = (_rows_by_codec(path) for path in (options.anchor, options.table))
+
+    def compared(name_a: str, name_b: str) -> Callable[[], dict[str, Any]]:
+        pair = a[name_a], b[name_b], options.metric
+        return lambda: _results(compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair), "")
+
+    return [
+        (
+            {"codec": name_b, "anchor": name_a},
+            compared(name_a, name_b),
+        )
+        for name_a, name_b in _pairs(options, list(a), list(b))
+    ]
+
+
+def _against_published(options: BdRate) -> _Compared:
+    from inrjax import compare, datasets, results
+
+    if options.codec_a is not None:
+        raise OptionError("--codec-a names measured rows: drop it, or --anchor-published")
+    if not results.is_published(options.anchor):
+        raise ValueError(
+            f"{options.anchor} holds no published curves: name a table such as "
+            "results/published/kodak.csv first, or drop --anchor-published"
+        )
+    points = results.read_published(options.anchor)
+    methods = list(dict.fromkeys(point.method for point in points))
+    method = options.anchor_published
+    if method not in methods:
+        raise OptionError(
+            f"{options.anchor} has no curve {method!r}: choose from {', '.join(methods)}"
+        )
+    points = [point for point in points if point.method == method]
+    b = _rows_by_codec(options.table)
+    kodak = {Path(name).stem for name in datasets.KODAK_SHA256}
+    if options.anchor.stem == "kodak" and {r.image for rows in b.values() for r in rows} != kodak:
+        _note(f"{options.anchor} is about the 24 images of Kodak, {options.table} about others")
+
+    def compared(name: str) -> Callable[[], dict[str, Any]]:
+        pair = points, b[name], options.metric
+        return lambda: _results(
+            compare.bd_rate_published(*pair), compare.bd_psnr_published(*pair), _PUBLISHED
+        )
+
+    return [
+        ({"codec": name, "anchor": method}, compared(name))
+        for name in (_named(options.codec_b, b, options.table) or b)
+    ]
+
+
+def _rows_by_codec(path: Path) -> dict[str, list[RDPoint]]:
+    from inrjax import results
+
+    codecs: dict[str, list[RDPoint]] = {}
+    for row in results.read_rows(path):
+        codecs.setdefault(row.codec, []).append(row)
+    if not codecs:
+        raise ValueError(f"{path} has no rows: measure something first")
+    return codecs
+
+
+def _named(name: str | None, found: Iterable[str], path: Path) -> list[str]:
+    """The codec that an option names, in a list; nothing if it names none."""
+    if name is None:
+        return []
+    if name not in found:
+        raise OptionError(f"{path} has no codec {name!r}: choose from {', '.join(found)}")
+    return [name]
+
+
+def _pairs(options: BdRate, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
+    """(anchor, codec) by name: the named anchor or the only one, else equal names."""
+    same_file = options.anchor.resolve() == options.table.resolve()
+    anchors = _named(options.codec_a, a, options.anchor) or (a if len(a) == 1 else [])
+    chosen = _named(options.codec_b, b, options.table)
+    if anchors:
+        # The rows of a codec against themselves say nothing.
+        others = chosen or [name for name in b if not (same_file and name == anchors[0])]
+        pairs = [(anchors[0], name) for name in others]
+    else:
+        pairs = [(name, name) for name in chosen or b if name in a and not same_file]
+    if not pairs:
+        raise OptionError(
+            f"{options.anchor} has the codecs {', '.join(a)} and {options.table} has "
+            f"{', '.join(b)}: say which to compare by --codec-a NAME and --codec-b NAME"
+        )
+    return pairs
+
+
+_PUBLISHED = "_against_published"
+
+
+def _results(rate: BDResult, quality: BDResult, suffix: str) -> dict[str, Any]:
+    """What is printed; ``suffix`` keeps what is against published curves under names of its own."""
+    from inrjax.compare import BOOTSTRAP
+
+    return {
+        "metric": rate.metric,
+        "num_images": rate.num_images,
+        f"bd_rate_percent{suffix}": _plain(rate),
+        f"bd_psnr_db{suffix}": _plain(quality),
+        "bootstrap": asdict(BOOTSTRAP),
+    }
+
+
+def _plain(result: BDResult) -> dict[str, Any]:
+    mean = result.mean_of_images
+    return {
+        "curve_of_means": result.of_means._asdict(),
+        "mean_of_images": None if mean is None else mean._asdict(),
+        "low": result.low,
+        "high": result.high,
+        "num_overlapping": result.num_overlapping,
+        "num_resamples": result.num_resamples,
+    }
+
+
+_METRIC_NAMES = {
+    "psnr": "PSNR",
+    "psnr_y": "PSNR-Y",
+    "psnr_ycbcr": "PSNR-YCbCr",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+}
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    """A comparison as lines."""
+    is_published = f"bd_rate_percent{_PUBLISHED}" in found
+    suffix = _PUBLISHED if is_published else ""
+    metric = _METRIC_NAMES[found["metric"]]
+    kinds = (("BD-rate", "bd_rate_percent", "%", "dB"), (f"BD-{metric}", "bd_psnr_db", "dB", "bpp"))
+    cells = []
+    for name, key, unit, scale in kinds:
+        part = found[key + suffix]
+        covered = f"{part['low']:.4g} to {part['high']:.4g} {scale}"
+        name += suffix.replace("_", " ")
+        cells.append((name, "curve of means", *_bd_cells(part["curve_of_means"], unit), covered))
+        if part["mean_of_images"] is not None:
+            which = f"mean of {part['num_overlapping']} images"
+            cells.append((name, which, *_bd_cells(part["mean_of_images"], unit), ""))
+    level = f"{100 * found['bootstrap']['level']:.0f} % interval"
+    images = f"{found['num_images']} image{'s' * (found['num_images'] != 1)}"
+    anchor = f"published {found['anchor']}, not measured here" if is_published else found["anchor"]
+    return f"{found['codec']} against {anchor}; {metric}, {images}\n" + _table(
+        ("", "", "value", level + " over ours" * is_published, "over"), cells
+    )
+
+
+def _bd_cells(estimate: Mapping[str, Any], unit: str) -> tuple[str, str]:
+    ends = (estimate["low"], estimate["high"])
+    interval = "-" if ends[0] is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+    return f"{estimate['value']:+.2f} {unit}", interval
+
+
 # ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
@@ -969,6 +1197,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (Decode, _decode),
     "info": (Info, _info),
     "evaluate": (Evaluate, _evaluate),
+    "bdrate": (BdRate, _bdrate),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
 }
