@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
     from inrjax.results import Summary
+    from inrjax.runs import Run
     from inrjax.types import RDPoint
 
 BATCH_PIXELS = 10_000_000
@@ -244,6 +245,76 @@ class BdRate:
     """The published curve in A that is the anchor. It was not measured here."""
     json: bool = False
     """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ListRuns:
+    """List the runs in a folder: what, when, on what, how much, whether it is whole.
+
+    Examples:
+      inrjax results list
+      inrjax results list somewhere/
+    """
+
+    root: Annotated[Positional[Path], arg(metavar="DIR")] = Path("results")
+    """A folder with run folders at any depth."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ShowRun:
+    """Show one run: its config, what made it, and the means of its rows.
+
+    Examples:
+      inrjax results show run/
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder: the one that holds config.json."""
+
+
+@dataclass(frozen=True)
+class VerifyRun:
+    """Measure rows of a run again from its stored files, and say which no longer hold.
+
+    Another process decodes a random sample of the files.
+
+    Bytes, SHA-256 and size must be equal, PSNR within 0.01 dB, SSIM and MS-SSIM within 0.0001.
+
+    Examples:
+      inrjax results verify run/ --images photos/
+      inrjax results verify run/ --images photos/ --sample 100 --seed 1
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, with the files that were measured in it."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of the original pictures. Quality is not checked without."""
+    sample: Annotated[int, _whole(1, 10**9)] = 20
+    """How many rows."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the sample."""
+    init: Annotated[Path | None, _INIT] = None
+    """The network that the files were made with, if it was given by --init."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Look at runs that were measured: list, show, verify.
+
+    Examples:
+      inrjax results list
+      inrjax results show results/kodak_rd/f8b7f45e568a
+      inrjax results verify run/ --images photos/
+    """
+
+    action: Annotated[
+        Annotated[ListRuns, subcommand("list", prefix_name=False)]
+        | Annotated[ShowRun, subcommand("show", prefix_name=False)]
+        | Annotated[VerifyRun, subcommand("verify", prefix_name=False)],
+        arg(name=""),
+    ]
 
 
 @dataclass(frozen=True)
@@ -992,6 +1063,105 @@ def _bd_cells(estimate: Mapping[str, Any], unit: str) -> tuple[str, str]:
     return f"{estimate['value']:+.2f} {unit}", interval
 
 
+# ---------------------------------------------------------------- results
+
+
+def _results_command(options: Results) -> int:
+    action = options.action
+    if isinstance(action, ListRuns):
+        return _list_runs(action)
+    return _show_run(action) if isinstance(action, ShowRun) else _verify_run(action)
+
+
+def _list_runs(options: ListRuns) -> int:
+    from inrjax import runs
+
+    each, found = Each(), []
+    folders = runs.find_runs(options.root)
+    if not folders:
+        raise ValueError(f"{options.root} holds no run folder: name one that does")
+    for folder in folders:
+        with each.file():
+            found.append(_run_facts(runs.read_run(folder)))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print(_table(tuple(found[0]), [[_text(value) for value in one.values()] for one in found]))
+    return each.exit_code
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    last = run.provenance[-1] if run.provenance else {}
+    return {
+        "experiment": run.experiment,
+        "run": run.folder.absolute().name,
+        "date": str(last["date"])[:10] if last.get("date") else None,
+        "device": last.get("device"),
+        "images": run.num_images,
+        "rows": run.num_rows,
+        "status": run.status,
+    }
+
+
+def _show_run(options: ShowRun) -> int:
+    from inrjax import results, runs
+
+    run = runs.read_run(options.run)
+    print(_lines(_run_facts(run)), end="\n\n")
+    if run.is_addressed is False:
+        _note(f"{run.folder} is not named by the hash of its config")
+    print("config.json", json.dumps(run.config, indent=2), sep="\n")
+    for entry in run.provenance:
+        print("\nprovenance.json", json.dumps(entry, indent=2), sep="\n")
+    for path, rows in run.tables.items():
+        print(f"\n{path.relative_to(run.folder)}: {len(rows)} rows, means over the pictures")
+        print(_summary_table(results.summarise(rows)))
+    return 0
+
+
+def _verify_run(options: VerifyRun) -> int:
+    from inrjax import runs
+
+    run = runs.read_run(options.run)
+    init = None if options.init is None else load_init(options.init)
+    stored = runs.stored_rows(run)
+    there = [one for one in stored if one.is_there]
+    chosen = runs.sample(there, options.sample, options.seed)
+    pictures = _originals(options.images, {one.row.image for one in chosen})
+    checks = runs.verify(chosen, pictures, init)
+    failed = [check for check in checks if check.problems]
+    for check in failed:
+        row = check.row
+        print(f"{row.image} under {row.codec} {row.setting}: {'; '.join(check.problems)}")
+    if run.is_addressed is False:
+        print(f"{run.folder} is not named by the hash of its config")
+    print(f"{len(checks) - len(failed)} of {len(checks)} rows hold, {len(failed)} no longer hold")
+    if without := sum(not check.has_qualities and not check.problems for check in checks):
+        print(f"{without} of these without quality: --images DIR must hold their pictures")
+    for count, reason in (
+        (len(there) - len(chosen), "not in the sample"),
+        (sum(one.stream is None for one in stored), "of a codec that is not known here"),
+        (
+            sum(one.stream is not None and not one.is_there for one in stored),
+            "without their file, which the run's command makes again",
+        ),
+    ):
+        if count:
+            print(f"{count} of {len(stored)} rows not verified: {reason}")
+    return 1 if failed or not checks or run.is_addressed is False else 0
+
+
+def _originals(folder: Path | None, names: set[str]) -> dict[str, Image]:
+    """The pictures of these names in a folder; without one, those that come with scikit-image."""
+    from inrjax import datasets
+
+    if folder is None:
+        packaged = datasets.packaged() if names else {}
+        return {name: image for name, image in packaged.items() if name in names}
+    paths = {path.stem: path for path in datasets.images_in(folder)}
+    return {name: images.read_image(paths[name]).image for name in names if name in paths}
+
+
 # ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
@@ -1198,6 +1368,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "info": (Info, _info),
     "evaluate": (Evaluate, _evaluate),
     "bdrate": (BdRate, _bdrate),
+    "results": (Results, _results_command),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
 }

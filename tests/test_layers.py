@@ -41,6 +41,7 @@ LAYERS = {
     "inrjax.evaluate": 5,
     "inrjax.published": 5,
     "inrjax.plots": 6,
+    "inrjax.runs": 6,
     "inrjax.quickstart": 7,
     "inrjax.cli": 8,
 }
