@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -203,14 +204,19 @@ def serve_decoding() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _send(replies, b"ready")
+    folder = None
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
-            _send(replies, pickle.dumps(_reply(_receive(sys.stdin.buffer))))
+            paths, folder, pickled_codec = pickle.loads(_receive(sys.stdin.buffer))
+            _send(replies, pickle.dumps(_reply(paths, folder, pickled_codec)))
+    if folder is not None:  # whoever asked was killed, and cannot delete it any more
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reply(request: bytes) -> list[tuple[str | None, float, str | None]] | str:
+def _reply(
+    paths: Sequence[str], folder: str, pickled_codec: bytes
+) -> list[tuple[str | None, float, str | None]] | str:
     """For each file (.npy path, seconds, error), or why the codec cannot be used."""
-    paths, folder, pickled_codec = pickle.loads(request)
     try:
         codec = pickle.loads(pickled_codec)
     except Exception as error:
@@ -353,6 +359,7 @@ def _resume(
     """The rows that need no work; the table is left with these and with rows of others."""
     folder = table.parent
     _make_folder(folder)
+    _remove_leftovers(folder)
     codec_of = {(c.name, c.setting, name): c for c in codecs for name in images}
     digests = {name: image_digest(image) for name, image in images.items()}
     recorded = read_digests(folder / "images.json")
@@ -369,6 +376,18 @@ def _resume(
         results.write_rows(table, kept.values())
     results.write_json(folder / "images.json", recorded | digests)
     return {key: row for key, row in kept.items() if key in codec_of}
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of an evaluation that was killed while it wrote.
+
+    Nothing else there is hidden: `safe_name` begins no name with a dot.
+    """
+    names = ("rows.csv", "images.json")
+    hidden = [path for name in names for path in folder.glob(f".{name}.*")]
+    for path in [*hidden, *(folder / "streams").rglob(".*")]:
+        with suppress(OSError):
+            path.unlink()
 
 
 def image_digest(image: Image) -> str:

@@ -732,6 +732,92 @@ def test_bdrate_reports_a_pair_that_cannot_be_compared_and_goes_on(run: Run) -> 
     assert "far against jpeg" in line and "do not overlap" in line
 
 
+# ------------------------------------------------------------------------------ results
+
+
+@pytest.fixture
+def measured(run: Run) -> Path:
+    """The folder of a run of ``inrjax evaluate``, of two pictures of SHAPE under WebP."""
+    Path("photos").mkdir()
+    save("photos/a.png"), save("photos/b.png", seed=1)
+    assert run("evaluate", "--images", "photos", "--codecs", "webp", "-o", "runs/run").code == 0
+    return Path("runs/run")
+
+
+def test_results_list_shows_every_run_and_whether_it_is_whole(run: Run, measured: Path) -> None:
+    result = run("results", "list", "runs")
+    num_rows = 2 * len(codecs.classic.WEBP_QUALITIES)
+    assert (result.code, result.err) == (0, [])
+    assert " ".join(result.out[0].split()) == "experiment run date device images rows status"
+    cells = result.out[1].split()
+    assert cells[:2] + cells[-3:] == ["runs", "run", "2", str(num_rows), "complete"]
+
+    write_rows(measured / "rows.csv", read_rows(measured / "rows.csv")[:-1])
+    Path("runs/broken").mkdir()
+    Path("runs/broken/config.json").write_text("{")
+    result = run("results", "list", "runs", "--json")
+    assert result.code == 1 and "broken" in result.err[0]
+    [facts] = json.loads("\n".join(result.out))
+    assert (facts["run"], facts["status"]) == ("run", "partial")
+
+
+def test_results_show_prints_config_provenance_and_means(run: Run, measured: Path) -> None:
+    result = run("results", "show", measured)
+    assert (result.code, result.err) == (0, [])
+    text = "\n".join(result.out)
+    assert '"webp quality=0": {' in text and '"cpu_count":' in text
+    assert sum(line.startswith("webp ") for line in result.out) == len(
+        codecs.classic.WEBP_QUALITIES
+    )
+
+
+def test_results_verify_says_what_holds(run: Run, measured: Path) -> None:
+    command = ("results", "verify", measured, "--images", "photos", "--sample", 6)
+    result = run(*command)
+    num_rows = 2 * len(codecs.classic.WEBP_QUALITIES)
+    assert (result.code, result.err) == (0, [])
+    assert result.out == [
+        "6 of 6 rows hold, 0 no longer hold",
+        f"{num_rows - 6} of {num_rows} rows not verified: not in the sample",
+    ]
+    result = run("results", "verify", measured)
+    assert result.code == 0 and "20 of these without quality" in result.out[1]
+
+    rows = read_rows(measured / "rows.csv")
+    write_rows(measured / "rows.csv", [replace(rows[0], psnr=99.0), *rows[1:]])
+    next(measured.glob("streams/webp/quality=80/b.webp")).unlink()
+    result = run(*command[:-1], 1000)
+    assert result.code == 1
+    assert result.out[0].startswith("a under webp quality=0: psnr is ")
+    assert result.out[1] == f"{num_rows - 2} of {num_rows - 1} rows hold, 1 no longer hold"
+    assert result.out[2].startswith(f"1 of {num_rows} rows not verified: without their file")
+
+
+def test_results_verify_of_a_run_without_files_fails(run: Run, measured: Path) -> None:
+    (measured / "streams").rename("elsewhere")
+    result = run("results", "verify", measured, "--images", "photos")
+    assert result.code == 1
+    assert result.out[0] == "0 of 0 rows hold, 0 no longer hold"
+    assert "without their file" in result.out[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, word",
+    [
+        ("", 2, "list"),
+        ("lst", 2, "lst"),
+        ("list missing", 1, "missing"),
+        ("list empty", 1, "empty"),
+        ("show empty", 1, "config.json"),
+        ("verify empty", 1, "config.json"),
+        ("verify empty --sample 0", 2, "--sample"),
+    ],
+)
+def test_results_refuses(run: Run, arguments: str, code: int, word: str) -> None:
+    Path("empty").mkdir()
+    check_refused(run("results", *arguments.split()), code, word)
+
+
 # ------------------------------------------------------------------------------ evaluate
 
 
