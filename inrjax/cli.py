@@ -911,7 +911,7 @@ def _against_measured(options: BdRate) -> _Compared:
     a, b = (_rows_by_codec(path) for path in (options.anchor, options.table))
 
     def compared(name_a: str, name_b: str) -> Callable[[], dict[str, Any]]:
-        pair = a[name_a], b[name_b], options.metric
+        pair = a[name_a], b[name_b], options.metric, compare.BOOTSTRAP
         return lambda: _results(compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair), "")
 
     return [
@@ -947,7 +947,7 @@ def _against_published(options: BdRate) -> _Compared:
         _note(f"{options.anchor} is about the 24 images of Kodak, {options.table} about others")
 
     def compared(name: str) -> Callable[[], dict[str, Any]]:
-        pair = points, b[name], options.metric
+        pair = points, b[name], options.metric, compare.BOOTSTRAP
         return lambda: _results(
             compare.bd_rate_published(*pair), compare.bd_psnr_published(*pair), _PUBLISHED
         )
@@ -1002,14 +1002,14 @@ _PUBLISHED = "_against_published"
 
 def _results(rate: BDResult, quality: BDResult, suffix: str) -> dict[str, Any]:
     """What is printed; ``suffix`` keeps what is against published curves under names of its own."""
-    from inrjax.compare import BOOTSTRAP
+    from inrjax import compare
 
     return {
         "metric": rate.metric,
         "num_images": rate.num_images,
         f"bd_rate_percent{suffix}": _plain(rate),
         f"bd_psnr_db{suffix}": _plain(quality),
-        "bootstrap": asdict(BOOTSTRAP),
+        "bootstrap": asdict(compare.BOOTSTRAP),
     }
 
 

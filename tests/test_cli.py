@@ -20,7 +20,7 @@ import pytest
 from conftest import photograph
 
 import inrjax
-from inrjax import cli, codecs, images, trees
+from inrjax import cli, codecs, compare, images, trees
 from inrjax.init import load_init, packaged_init, save_init
 from inrjax.results import read_rows, write_rows
 from inrjax.types import RDPoint
@@ -610,6 +610,12 @@ sys.exit(f"{codes} {slow}" if any(codes) or slow else 0)
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "kodak.csv"
 
 
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals from 20 resamples: what is tested is which pairs are compared."""
+    monkeypatch.setattr(compare, "BOOTSTRAP", compare.Bootstrap(num_resamples=20))
+
+
 def write_table(name: str, **factors: float) -> Path:
     """A table of codecs whose rates are so many times 0.1, 0.4, 1 bpp, for three pictures."""
     rows = [
@@ -640,6 +646,7 @@ def write_table(name: str, **factors: float) -> Path:
     return Path(name)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_bdrate_of_two_tables(run: Run) -> None:
     write_table("a.csv", jpeg=1.0), write_table("b.csv", ours=0.5)
     result = run("bdrate", "a.csv", "b.csv")
@@ -660,6 +667,7 @@ def test_bdrate_as_json(run: Run) -> None:
     assert found["bootstrap"] == {"num_resamples": 1000, "level": 0.95, "seed": 0}
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(
     "arguments, pairs",
     [
@@ -704,6 +712,7 @@ def test_bdrate_refuses(run: Run, arguments: str, code: int, words: tuple[str, .
     check_refused(run("bdrate", *arguments.split()), code, *words)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_bdrate_against_a_published_curve_is_never_taken_for_a_measured_one(run: Run) -> None:
     write_table("ours.csv", ours=0.5)
     Path("kodak.csv").write_bytes(PUBLISHED.read_bytes())
@@ -721,6 +730,7 @@ def test_bdrate_against_a_published_curve_is_never_taken_for_a_measured_one(run:
     assert "bd_rate_percent" not in found and "bd_psnr_db" not in found
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_bdrate_reports_a_pair_that_cannot_be_compared_and_goes_on(run: Run) -> None:
     write_table("a.csv", jpeg=1.0)
     far = [replace(row, codec="far", psnr=row.psnr + 50) for row in read_rows(Path("a.csv"))]
