@@ -22,7 +22,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -36,9 +36,11 @@ from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
     from inrjax.codecs import Coin, MetaSiren
+    from inrjax.compare import BDResult
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
     from inrjax.results import Summary
+    from inrjax.runs import Run
     from inrjax.types import RDPoint
 
 BATCH_PIXELS = 10_000_000
@@ -210,6 +212,109 @@ class Evaluate:
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
+
+
+@dataclass(frozen=True)
+class BdRate:
+    """Compare two tables of measured rows: bits at equal quality, quality at equal bits.
+
+    A is the anchor: below 0 %, B needs fewer bits. Intervals are over the pictures, by bootstrap.
+
+    Picture by picture and on the curve of means, over what both curves cover.
+
+    Without codec names, A has one codec, or the two tables share their codecs.
+
+    Examples:
+      inrjax bdrate jpeg/rows.csv ours/rows.csv
+      inrjax bdrate old/rows.csv new/rows.csv --metric ms_ssim
+      inrjax bdrate run/rows.csv run/rows.csv --codec-a jpeg
+      inrjax bdrate results/published/kodak.csv run/rows.csv --anchor-published COIN
+    """
+
+    anchor: Annotated[Positional[Path], arg(metavar="A.csv")]
+    """Rows of the anchor, or published curves (with --anchor-published)."""
+    table: Annotated[Positional[Path], arg(metavar="B.csv")]
+    """Rows of what is compared with it."""
+    metric: Literal["psnr", "psnr_y", "psnr_ycbcr", "ssim", "ms_ssim"] = "psnr"
+    """The quality; SSIM and MS-SSIM are compared as -10 log10(1 - value) dB."""
+    codec_a: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """The codec in A."""
+    codec_b: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None
+    """The codec in B."""
+    anchor_published: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint="")] = None
+    """The published curve in A that is the anchor. It was not measured here."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ListRuns:
+    """List the runs in a folder: what, when, on what, how much, whether it is whole.
+
+    Examples:
+      inrjax results list
+      inrjax results list somewhere/
+    """
+
+    root: Annotated[Positional[Path], arg(metavar="DIR")] = Path("results")
+    """A folder with run folders at any depth."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ShowRun:
+    """Show one run: its config, what made it, and the means of its rows.
+
+    Examples:
+      inrjax results show run/
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder: the one that holds config.json."""
+
+
+@dataclass(frozen=True)
+class VerifyRun:
+    """Measure rows of a run again from its stored files, and say which no longer hold.
+
+    Another process decodes a random sample of the files.
+
+    Bytes, SHA-256 and size must be equal, PSNR within 0.01 dB, SSIM and MS-SSIM within 0.0001.
+
+    Examples:
+      inrjax results verify run/ --images photos/
+      inrjax results verify run/ --images photos/ --sample 100 --seed 1
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, with the files that were measured in it."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of the original pictures. Quality is not checked without."""
+    sample: Annotated[int, _whole(1, 10**9)] = 20
+    """How many rows."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the sample."""
+    init: Annotated[Path | None, _INIT] = None
+    """The network that the files were made with, if it was given by --init."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Look at runs that were measured: list, show, verify.
+
+    Examples:
+      inrjax results list
+      inrjax results show results/kodak_rd/f8b7f45e568a
+      inrjax results verify run/ --images photos/
+    """
+
+    action: Annotated[
+        Annotated[ListRuns, subcommand("list", prefix_name=False)]
+        | Annotated[ShowRun, subcommand("show", prefix_name=False)]
+        | Annotated[VerifyRun, subcommand("verify", prefix_name=False)],
+        arg(name=""),
+    ]
 
 
 @dataclass(frozen=True)
@@ -474,7 +579,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     """A ValueError from the block, which knows of bytes or pixels only, gets the file's name."""
     try:
         yield
@@ -764,6 +869,299 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+# ---------------------------------------------------------------- bdrate
+
+
+def _bdrate(options: BdRate) -> int:
+    from inrjax import results
+
+    if results.is_published(options.table):
+        raise ValueError(
+            f"{options.table} holds published curves, which were not measured here: one can only "
+            "be the anchor, named first and with --anchor-published METHOD"
+        )
+    if options.anchor_published is not None:
+        compared = _against_published(options)
+    else:
+        compared = _against_measured(options)
+    each, found = Each(), []
+    for names, compare_pair in compared:
+        with each.file(), _naming(f"{names['codec']} against {names['anchor']}"):
+            found.append(names | compare_pair())
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print("\n\n".join(_comparison(one) for one in found))
+    return each.exit_code
+
+
+_Compared = list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
+"""What is compared with what, and the work of it."""
+
+
+def _against_measured(options: BdRate) -> _Compared:
+    from inrjax import compare, results
+
+    if results.is_published(options.anchor):
+        methods = list(results.published_curves(results.read_published(options.anchor)))
+        raise ValueError(
+            f"{options.anchor} holds published curves, which were not measured here: add "
+            f"--anchor-published METHOD, one of {', '.join(methods)}"
+        )
+    a, b = (_rows_by_codec(path) for path in (options.anchor, options.table))
+
+    def compared(name_a: str, name_b: str) -> Callable[[], dict[str, Any]]:
+        pair = a[name_a], b[name_b], options.metric, compare.BOOTSTRAP
+        return lambda: _results(compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair), "")
+
+    return [
+        (
+            {"codec": name_b, "anchor": name_a},
+            compared(name_a, name_b),
+        )
+        for name_a, name_b in _pairs(options, list(a), list(b))
+    ]
+
+
+def _against_published(options: BdRate) -> _Compared:
+    from inrjax import compare, datasets, results
+
+    if options.codec_a is not None:
+        raise OptionError("--codec-a names measured rows: drop it, or --anchor-published")
+    if not results.is_published(options.anchor):
+        raise ValueError(
+            f"{options.anchor} holds no published curves: name a table such as "
+            "results/published/kodak.csv first, or drop --anchor-published"
+        )
+    points = results.read_published(options.anchor)
+    methods = list(dict.fromkeys(point.method for point in points))
+    method = options.anchor_published
+    if method not in methods:
+        raise OptionError(
+            f"{options.anchor} has no curve {method!r}: choose from {', '.join(methods)}"
+        )
+    points = [point for point in points if point.method == method]
+    b = _rows_by_codec(options.table)
+    kodak = {Path(name).stem for name in datasets.KODAK_SHA256}
+    if options.anchor.stem == "kodak" and {r.image for rows in b.values() for r in rows} != kodak:
+        _note(f"{options.anchor} is about the 24 images of Kodak, {options.table} about others")
+
+    def compared(name: str) -> Callable[[], dict[str, Any]]:
+        pair = points, b[name], options.metric, compare.BOOTSTRAP
+        return lambda: _results(
+            compare.bd_rate_published(*pair), compare.bd_psnr_published(*pair), _PUBLISHED
+        )
+
+    return [
+        ({"codec": name, "anchor": method}, compared(name))
+        for name in (_named(options.codec_b, b, options.table) or b)
+    ]
+
+
+def _rows_by_codec(path: Path) -> dict[str, list[RDPoint]]:
+    from inrjax import results
+
+    codecs: dict[str, list[RDPoint]] = {}
+    for row in results.read_rows(path):
+        codecs.setdefault(row.codec, []).append(row)
+    if not codecs:
+        raise ValueError(f"{path} has no rows: measure something first")
+    return codecs
+
+
+def _named(name: str | None, found: Iterable[str], path: Path) -> list[str]:
+    """The codec that an option names, in a list; nothing if it names none."""
+    if name is None:
+        return []
+    if name not in found:
+        raise OptionError(f"{path} has no codec {name!r}: choose from {', '.join(found)}")
+    return [name]
+
+
+def _pairs(options: BdRate, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
+    """(anchor, codec) by name: the named anchor or the only one, else equal names."""
+    same_file = options.anchor.resolve() == options.table.resolve()
+    anchors = _named(options.codec_a, a, options.anchor) or (a if len(a) == 1 else [])
+    chosen = _named(options.codec_b, b, options.table)
+    if anchors:
+        # The rows of a codec against themselves say nothing.
+        others = chosen or [name for name in b if not (same_file and name == anchors[0])]
+        pairs = [(anchors[0], name) for name in others]
+    else:
+        pairs = [(name, name) for name in chosen or b if name in a and not same_file]
+    if not pairs:
+        raise OptionError(
+            f"{options.anchor} has the codecs {', '.join(a)} and {options.table} has "
+            f"{', '.join(b)}: say which to compare by --codec-a NAME and --codec-b NAME"
+        )
+    return pairs
+
+
+_PUBLISHED = "_against_published"
+
+
+def _results(rate: BDResult, quality: BDResult, suffix: str) -> dict[str, Any]:
+    """What is printed; ``suffix`` keeps what is against published curves under names of its own."""
+    from inrjax import compare
+
+    return {
+        "metric": rate.metric,
+        "num_images": rate.num_images,
+        f"bd_rate_percent{suffix}": _plain(rate),
+        f"bd_psnr_db{suffix}": _plain(quality),
+        "bootstrap": asdict(compare.BOOTSTRAP),
+    }
+
+
+def _plain(result: BDResult) -> dict[str, Any]:
+    mean = result.mean_of_images
+    return {
+        "curve_of_means": result.of_means._asdict(),
+        "mean_of_images": None if mean is None else mean._asdict(),
+        "low": result.low,
+        "high": result.high,
+        "num_overlapping": result.num_overlapping,
+        "num_resamples": result.num_resamples,
+    }
+
+
+_METRIC_NAMES = {
+    "psnr": "PSNR",
+    "psnr_y": "PSNR-Y",
+    "psnr_ycbcr": "PSNR-YCbCr",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+}
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    """A comparison as lines."""
+    is_published = f"bd_rate_percent{_PUBLISHED}" in found
+    suffix = _PUBLISHED if is_published else ""
+    metric = _METRIC_NAMES[found["metric"]]
+    kinds = (("BD-rate", "bd_rate_percent", "%", "dB"), (f"BD-{metric}", "bd_psnr_db", "dB", "bpp"))
+    cells = []
+    for name, key, unit, scale in kinds:
+        part = found[key + suffix]
+        covered = f"{part['low']:.4g} to {part['high']:.4g} {scale}"
+        name += suffix.replace("_", " ")
+        cells.append((name, "curve of means", *_bd_cells(part["curve_of_means"], unit), covered))
+        if part["mean_of_images"] is not None:
+            which = f"mean of {part['num_overlapping']} images"
+            cells.append((name, which, *_bd_cells(part["mean_of_images"], unit), ""))
+    level = f"{100 * found['bootstrap']['level']:.0f} % interval"
+    images = f"{found['num_images']} image{'s' * (found['num_images'] != 1)}"
+    anchor = f"published {found['anchor']}, not measured here" if is_published else found["anchor"]
+    return f"{found['codec']} against {anchor}; {metric}, {images}\n" + _table(
+        ("", "", "value", level + " over ours" * is_published, "over"), cells
+    )
+
+
+def _bd_cells(estimate: Mapping[str, Any], unit: str) -> tuple[str, str]:
+    ends = (estimate["low"], estimate["high"])
+    interval = "-" if ends[0] is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+    return f"{estimate['value']:+.2f} {unit}", interval
+
+
+# ---------------------------------------------------------------- results
+
+
+def _results_command(options: Results) -> int:
+    action = options.action
+    if isinstance(action, ListRuns):
+        return _list_runs(action)
+    return _show_run(action) if isinstance(action, ShowRun) else _verify_run(action)
+
+
+def _list_runs(options: ListRuns) -> int:
+    from inrjax import runs
+
+    each, found = Each(), []
+    folders = runs.find_runs(options.root)
+    if not folders:
+        raise ValueError(f"{options.root} holds no run folder: name one that does")
+    for folder in folders:
+        with each.file():
+            found.append(_run_facts(runs.read_run(folder)))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print(_table(tuple(found[0]), [[_text(value) for value in one.values()] for one in found]))
+    return each.exit_code
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    last = run.provenance[-1] if run.provenance else {}
+    return {
+        "experiment": run.experiment,
+        "run": run.folder.absolute().name,
+        "date": str(last["date"])[:10] if last.get("date") else None,
+        "device": last.get("device"),
+        "images": run.num_images,
+        "rows": run.num_rows,
+        "status": run.status,
+    }
+
+
+def _show_run(options: ShowRun) -> int:
+    from inrjax import results, runs
+
+    run = runs.read_run(options.run)
+    print(_lines(_run_facts(run)), end="\n\n")
+    if run.is_addressed is False:
+        _note(f"{run.folder} is not named by the hash of its config")
+    print("config.json", json.dumps(run.config, indent=2), sep="\n")
+    for entry in run.provenance:
+        print("\nprovenance.json", json.dumps(entry, indent=2), sep="\n")
+    for path, rows in run.tables.items():
+        print(f"\n{path.relative_to(run.folder)}: {len(rows)} rows, means over the pictures")
+        print(_summary_table(results.summarise(rows)))
+    return 0
+
+
+def _verify_run(options: VerifyRun) -> int:
+    from inrjax import runs
+
+    run = runs.read_run(options.run)
+    init = None if options.init is None else load_init(options.init)
+    stored = runs.stored_rows(run)
+    there = [one for one in stored if one.is_there]
+    chosen = runs.sample(there, options.sample, options.seed)
+    pictures = _originals(options.images, {one.row.image for one in chosen})
+    checks = runs.verify(chosen, pictures, init)
+    failed = [check for check in checks if check.problems]
+    for check in failed:
+        row = check.row
+        print(f"{row.image} under {row.codec} {row.setting}: {'; '.join(check.problems)}")
+    if run.is_addressed is False:
+        print(f"{run.folder} is not named by the hash of its config")
+    print(f"{len(checks) - len(failed)} of {len(checks)} rows hold, {len(failed)} no longer hold")
+    if without := sum(not check.has_qualities and not check.problems for check in checks):
+        print(f"{without} of these without quality: --images DIR must hold their pictures")
+    for count, reason in (
+        (len(there) - len(chosen), "not in the sample"),
+        (sum(one.stream is None for one in stored), "of a codec that is not known here"),
+        (
+            sum(one.stream is not None and not one.is_there for one in stored),
+            "without their file, which the run's command makes again",
+        ),
+    ):
+        if count:
+            print(f"{count} of {len(stored)} rows not verified: {reason}")
+    return 1 if failed or not checks or run.is_addressed is False else 0
+
+
+def _originals(folder: Path | None, names: set[str]) -> dict[str, Image]:
+    """The pictures of these names in a folder; without one, those that come with scikit-image."""
+    from inrjax import datasets
+
+    if folder is None:
+        packaged = datasets.packaged() if names else {}
+        return {name: image for name, image in packaged.items() if name in names}
+    paths = {path.stem: path for path in datasets.images_in(folder)}
+    return {name: images.read_image(paths[name]).image for name in names if name in paths}
+
+
 # ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
@@ -969,6 +1367,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (Decode, _decode),
     "info": (Info, _info),
     "evaluate": (Evaluate, _evaluate),
+    "bdrate": (BdRate, _bdrate),
+    "results": (Results, _results_command),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
 }

@@ -37,8 +37,11 @@ LAYERS = {
     "inrjax.codecs": 4,
     "inrjax.metatrain": 4,
     "inrjax.results": 4,
+    "inrjax.compare": 5,
     "inrjax.evaluate": 5,
+    "inrjax.published": 5,
     "inrjax.plots": 6,
+    "inrjax.runs": 6,
     "inrjax.quickstart": 7,
     "inrjax.cli": 8,
 }

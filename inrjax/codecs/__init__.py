@@ -9,9 +9,10 @@ from inrjax.codecs import classic, inr
 from inrjax.codecs.classic import Jpeg, Jpeg2000, WebP
 from inrjax.codecs.inr import Coin, MetaSiren
 from inrjax.init import Init
-from inrjax.types import BitstreamError, Image
+from inrjax.types import BitstreamError, Codec, Image
 
 __all__ = [
+    "BY_NAME",
     "BY_TAG",
     "Coin",
     "Description",
@@ -21,12 +22,27 @@ __all__ = [
     "WebP",
     "classic",
     "decode_stream",
+    "decoder",
     "describe",
     "inr",
 ]
 
 BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
 """The codec of each tag that an .inr file can name."""
+
+
+_READERS: tuple[Codec, ...] = (
+    Coin(),
+    MetaSiren(),
+    Jpeg(1, optimize=False),
+    Jpeg(1, optimize=True),
+    Jpeg2000(1),
+    WebP(0),
+)
+
+BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _READERS}
+"""A codec of each name that a row of a table can have. Decoding needs no setting: any one reads
+the streams of all."""
 
 
 class Description(NamedTuple):
@@ -58,6 +74,19 @@ def _codec_for(stream: bitstream.Stream, init: Init | None) -> Coin | MetaSiren:
         # Any MetaSiren finds the packaged init that a stream names, whatever its own width.
         return MetaSiren(width=init.net.width, init=init) if init else MetaSiren()
     return codec()
+
+
+def decoder(name: str, init: Init | None = None) -> Codec:
+    """A codec that decodes every stream of the codec of that name, whatever its setting was.
+
+    ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises ValueError for a name
+    that is not in `BY_NAME`.
+    """
+    if name not in BY_NAME:
+        raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
+    if name == MetaSiren().name and init is not None:
+        return MetaSiren(width=init.net.width, init=init)
+    return BY_NAME[name]
 
 
 def decode_stream(data: bytes, init: Init | None = None) -> Image:
