@@ -268,9 +268,9 @@ def _fit_prior(
     points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
     plan = overfit.RatePlan(
         init.net, optimizers.Muon(overfit.LEARNING_RATE), config.prior_steps,
-        tiling.tiles_per_step, max(1, config.prior_steps // 40), config.slope,
+        tiling.tiles_per_step, max(1, config.prior_steps // 40),
     )  # fmt: skip
-    shared = overfit.rate_shared(init, config.seed)
+    shared = overfit.rate_shared(init, config.slope, config.seed)
     results = fit.fit_batch(plan, shared, points, on_progress)
     fitted = [result.params for result in results if result.finite]
     if not fitted:
