@@ -196,7 +196,7 @@ def test_rounding_passes_gradients_straight_through() -> None:
 
 def test_some_steps_are_rounded_and_only_the_last() -> None:
     for steps in (1, 2, 10, 19, 40, 100, 2000):
-        plan = overfit.RatePlan(NET, optimizers.Muon(0.01), steps, 1, 1, 0.3)
+        plan = overfit.RatePlan(NET, optimizers.Muon(0.01), steps, 1, 1)
         assert 0 <= plan.noisy_steps < steps
         assert plan.noisy_steps >= 0.94 * steps - 1
 
