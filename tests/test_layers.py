@@ -38,6 +38,7 @@ LAYERS = {
     "inrjax.metatrain": 4,
     "inrjax.results": 4,
     "inrjax.evaluate": 5,
+    "inrjax.ratecontrol": 5,
     "inrjax.plots": 6,
     "inrjax.quickstart": 7,
     "inrjax.cli": 8,

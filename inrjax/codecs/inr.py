@@ -328,7 +328,7 @@ class MetaSiren:
         """
         from inrjax import optimizers, overfit
 
-        whole = self.optimizer or optimizers.Muon(overfit.LEARNING_RATE)
+        whole: Any = self.optimizer or optimizers.Muon(overfit.LEARNING_RATE)
         gentle = replace(whole, learning_rate=_REFINING * whole.learning_rate)
         plan = partial(self._plan, num_steps=num_steps, rounded_share=1.0)
         shared = overfit.rate_shared(self._own_init(), self.slope, self.seed)._replace(
