@@ -157,8 +157,10 @@ class Encode:
     """PSNR of each file in dB, within 0.1 dB."""
     max_bytes: Annotated[int | None, _BYTES, _BY_WIDTH] = None
     """Bytes of each file at most, and not many fewer."""
-    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
+    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: by --preset)")] = None
     """Steps of the fit."""
+    preset: Literal["fast", "default", "best"] = "default"
+    """How long meta-siren fits; longer fits give smaller and better files."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers: on one machine, the same seed gives the same file."""
     init: Annotated[Path | None, _INIT] = None
@@ -759,7 +761,15 @@ _EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def _inr_codec(options: Encode) -> Coin | MetaSiren:
-    given = {"width": options.width, "num_steps": options.steps, "seed": options.seed}
+    if options.preset != "default" and (options.steps is not None or options.codec == "coin"):
+        raise OptionError(
+            f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
+            "and --codec coin"
+        )
+    steps = options.steps
+    if options.codec == "meta-siren" and steps is None:
+        steps = codecs.inr.PRESETS[options.preset]
+    given = {"width": options.width, "num_steps": steps, "seed": options.seed}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.init is not None:
         if options.codec == "coin":

@@ -48,7 +48,7 @@ class MetaTrainConfig:
     inner_rate: float = 0.03
     bias_scale: float = 0.3
     prior_images: int = 8
-    prior_steps: int = 1000
+    prior_steps: int = 3000
     slope: float = 0.3
     seed: int = 0
 

@@ -453,6 +453,8 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "two files": ("info a.inr b.inr", "b.inr"),
     "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
+    "a preset and steps": ("encode a.png -o b.inr --preset best --steps 9", "--steps"),
+    "a preset for coin": ("encode a.png -o b.inr --preset fast --codec coin", "coin"),
     "two targets": ("encode a.png -o b.inr --target-bpp 1 --max-bytes 9", "--max-bytes"),
     "a target and a width": ("encode a.png -o b.inr --target-psnr 30 --width 24", "--width"),
     "a target for coin": ("encode a.png -o b.inr --codec coin --max-bytes 9", "--max-bytes"),
