@@ -219,7 +219,8 @@ def table(
         f"# Rate and distortion on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
         f"steps of {config.points_per_step} pixels, COIN {config.coin_steps} steps of "
-        f"{config.coin_points_per_step}, both of Muon (COIN as published: 50,000 full-image steps of Adam); PSNR is the mean of the images' PSNRs, the "
+        f"{config.coin_points_per_step}, both of Muon (COIN as published: 50,000 full-image steps "
+        "of Adam); PSNR is the mean of the images' PSNRs, the "
         "PSNR of the mean error beside it. Bytes are whole files; what a decoder shares beside "
         "them (the init) is in its own column.",
         _points(summaries),
