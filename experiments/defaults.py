@@ -37,11 +37,11 @@ class Config:
     """What is compared; ``init``: digest of the packaged one, filled in when it runs."""
 
     width: int = 32
-    num_steps: int = 1000
+    num_steps: int = 3000
     muon: tuple[float, ...] = (1.5e-3, 3e-3, 4.5e-3, 6e-3)
     adam: tuple[float, ...] = (1e-3, 3e-3)
     slopes: tuple[float, ...] = (0.2, 0.4)
-    points: tuple[int, ...] = (8_192, 24_576)
+    points: tuple[int, ...] = (2_048, 8_192, 12_288)
     prior_images: int = 8
     num_images: int = 8
     seed: int = 0

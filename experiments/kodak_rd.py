@@ -52,9 +52,10 @@ class Config:
     """What is measured. ``inits``: digests of the packaged inits, filled in when it runs."""
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
-    num_steps: int = 2000
+    num_steps: int = codecs.MetaSiren.num_steps
     coin_shapes: tuple[tuple[int, int], ...] = tuple(COIN_PUBLISHED)
     coin_steps: int = 600
+    coin_points_per_step: int = 12_288
     jpeg_qualities: tuple[int, ...] = classic.JPEG_QUALITIES
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS
     webp_qualities: tuple[int, ...] = classic.WEBP_QUALITIES
@@ -77,18 +78,23 @@ def build_codecs(config: Config) -> list[Codec]:
     fitted: dict[str, Any] = {
         "seed": config.seed,
         "optimizer": optimizers.Muon(config.learning_rate),
-        "points_per_step": config.points_per_step,
     }
+    points, coin_points = config.points_per_step, config.coin_points_per_step
     return [
         *(codecs.Jpeg(q, optimize=False) for q in config.jpeg_qualities),
         *(codecs.Jpeg(q, optimize=True) for q in config.jpeg_qualities),
         *(codecs.Jpeg2000(r) for r in config.jpeg2000_ratios),
         *(codecs.WebP(q) for q in config.webp_qualities),
         *(
-            codecs.MetaSiren(w, config.num_steps, slope=config.slope, **fitted)
+            codecs.MetaSiren(
+                w, config.num_steps, slope=config.slope, points_per_step=points, **fitted
+            )
             for w in config.widths
         ),
-        *(codecs.Coin(w, d, config.coin_steps, **fitted) for w, d in config.coin_shapes),
+        *(
+            codecs.Coin(w, d, config.coin_steps, points_per_step=coin_points, **fitted)
+            for w, d in config.coin_shapes
+        ),
     ]
 
 
@@ -202,8 +208,9 @@ def table(
     parts = [
         f"# Rate and distortion on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
-        f"steps, COIN {config.coin_steps} steps, both of Muon on 12,288 pixels a step (COIN as "
-        "published: 50,000 full-image steps of Adam); PSNR is the mean of the images' PSNRs, the "
+        f"steps of {config.points_per_step} pixels, COIN {config.coin_steps} steps of "
+        f"{config.coin_points_per_step}, both of Muon (COIN as published: 50,000 full-image steps "
+        "of Adam); PSNR is the mean of the images' PSNRs, the "
         "PSNR of the mean error beside it. Bytes are whole files; what a decoder shares beside "
         "them (the init) is in its own column.",
         _points(summaries),

@@ -16,6 +16,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from inrjax.compare import BDResult
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
+    from inrjax.ratecontrol import Target
     from inrjax.results import Summary
     from inrjax.runs import Run
     from inrjax.types import RDPoint
@@ -71,6 +73,27 @@ CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
 # ---------------------------------------------------------------- the options
 
 
+def _number(low: float, high: float) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a number in a range."""
+
+    def read(words: list[str]) -> float:
+        try:
+            value = float(words[0])
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"got {words[0]!r}, expected a number in {low:g}..{high:g}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, float),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
     """How tyro reads a whole number in a range."""
 
@@ -89,12 +112,14 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
 _PROCESSES, _PROCESS = _whole(1, 2**16), _whole(0, 2**16 - 1)
 _OUTPUT = arg(aliases=("-o",), metavar="PATH")
 _INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
 _FROM_CODEC = arg(help_behavior_hint="(default: the codec's own)")
 _FROM_CLUSTER = arg(help_behavior_hint="(default: the cluster's)")
 _REQUIRED = "(required)"
+_BY_WIDTH = arg(help_behavior_hint="(default: by --width)")
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,8 @@ class Encode:
       inrjax encode photo.png -o photo.inr
       inrjax encode photos/*.png -o out/              out/NAME.inr for NAME.png
       inrjax encode photos/*.png -o out/ --width 48   larger and better
+      inrjax encode photo.png -o out/ --target-bpp 0.2
+      inrjax encode photo.png -o out/ --max-bytes 5000
       inrjax encode photos/*.png -o out/ --resume     goes on where it stopped
       srun inrjax encode photos/*.png -o out/ --distributed
 
@@ -126,8 +153,16 @@ class Encode:
     """Fit from a meta-learned network and entropy-code, or from random weights in 16 bits each."""
     width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: 32; coin: 30)")] = None
     """Width of the network's layers. It sets the size of the file."""
-    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
+    target_bpp: Annotated[float | None, _BPP, _BY_WIDTH] = None
+    """Bits per pixel of each file, within 2 %. Takes two to three times as long."""
+    target_psnr: Annotated[float | None, _PSNR, _BY_WIDTH] = None
+    """PSNR of each file in dB, within 0.1 dB."""
+    max_bytes: Annotated[int | None, _BYTES, _BY_WIDTH] = None
+    """Bytes of each file at most, and not many fewer."""
+    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: by --preset)")] = None
     """Steps of the fit."""
+    preset: Literal["fast", "default", "best"] = "default"
+    """How long meta-siren fits; longer fits give smaller and better files."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers: on one machine, the same seed gives the same file."""
     init: Annotated[Path | None, _INIT] = None
@@ -642,21 +677,66 @@ class Each:
 
 
 def _encode(options: Encode) -> int:
-    codec = _inr_codec(options)
+    codec, target = _inr_codec(options), _target(options)
     _check_processes(options)
     each = Each()
     with _together(options, each) as team:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
-        pairs = _own_share(codec, planned, options, team)
+        pairs = _own_share(codec, target, planned, options, team)
         _use_every_core()
         with each.all(len(pairs)):
             for batch in _batches(pairs, each):
-                for path, stream in _encode_batch(codec, batch, each).items():
+                for path, stream in _streams(codec, target, batch, each):
                     with each.file(), _naming(path):
                         _keep(codec, batch[path], stream, path, pairs[path])
                         each.num_done += 1
     return each.exit_code
+
+
+def _target(options: Encode) -> Target | None:
+    """What is wanted of each file, if its size is not left to the width."""
+    wanted = {
+        "--target-bpp": options.target_bpp,
+        "--target-psnr": options.target_psnr,
+        "--max-bytes": options.max_bytes,
+    }
+    given = [name for name, value in wanted.items() if value is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise OptionError(f"{given[0]} and {given[1]} exclude each other: give one of them")
+    if options.width is not None:
+        raise OptionError(f"{given[0]} chooses the width: drop --width")
+    if options.codec == "coin":
+        raise OptionError(f"coin's files have one size for each --width: drop {given[0]}")
+    from inrjax import ratecontrol
+
+    if options.target_bpp is not None:
+        return ratecontrol.TargetBpp(options.target_bpp)
+    if options.target_psnr is not None:
+        return ratecontrol.TargetPsnr(options.target_psnr)
+    assert options.max_bytes is not None
+    return ratecontrol.MaxBytes(options.max_bytes)
+
+
+def _streams(
+    codec: Coin | MetaSiren, target: Target | None, batch: Mapping[Path, Image], each: Each
+) -> Iterator[tuple[Path, bytes]]:
+    """A stream for each picture that can be encoded; the others are reported. With a target, each
+    is there as soon as it is made."""
+    if target is None:
+        yield from _encode_batch(codec, batch, each).items()
+        return
+    from inrjax import ratecontrol
+
+    assert isinstance(codec, codecs.MetaSiren)
+    for path, image in batch.items():
+        with each.file(), _naming(path):
+            with _progress(f"fitting {path.name}") as on_progress:
+                model = ratecontrol.packaged_model()
+                made = ratecontrol.encode_to(image, target, codec, model, on_progress)
+            yield path, made.stream
 
 
 def _check_processes(options: Encode) -> None:
@@ -702,7 +782,11 @@ def _together(options: Encode, each: Each) -> Iterator[Team | None]:
 
 
 def _own_share(
-    codec: Coin | MetaSiren, pairs: Mapping[Path, Path], options: Encode, team: Team | None
+    codec: Coin | MetaSiren,
+    target: Target | None,
+    pairs: Mapping[Path, Path],
+    options: Encode,
+    team: Team | None,
 ) -> dict[Path, Path]:
     """The pictures that are this process's to fit, with their files.
 
@@ -717,7 +801,7 @@ def _own_share(
     index, count = (team.place.index, team.place.count) if team else (0, 1)
     missing = distributed.share(range(len(items)), index, count)
     if options.resume:
-        missing = [i for i in missing if not _is_made(codec, *items[i])]
+        missing = [i for i in missing if not _is_made(codec, target, *items[i])]
     found = {"missing": missing, "command": repr(replace(options, process_id=None))}
     everyone = team.gather(found) if team else [found]
     if any(other["command"] != found["command"] for other in everyone):
@@ -731,8 +815,9 @@ def _own_share(
     return dict(items[i] for i in distributed.share(to_fit, index, count))
 
 
-def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
-    """Whether a file is there, is intact, and is of this net and of a picture of this size."""
+def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target: Path) -> bool:
+    """Whether a file is there, is intact, and is of this net and of a picture of this size; with a
+    target, of any net, and as it is wanted."""
     try:
         data = target.read_bytes()
         stream = bitstream.peek(data)
@@ -741,11 +826,26 @@ def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
         size = _picture_size(path)
     except (OSError, ValueError):
         return False
+    if size != (stream.height, stream.width):
+        return False
+    if wanted is not None:
+        return stream.tag == codec.tag and _meets(wanted, data, codec, path)
     if isinstance(codec, codecs.MetaSiren):
         same_net = context == (codec.init or packaged_init(codec.width)).digest
     else:
         same_net = stream.sections[0] == codec.width.to_bytes(2, "little") + bytes([codec.depth])
-    return same_net and size == (stream.height, stream.width)
+    return same_net
+
+
+def _meets(wanted: Target, data: bytes, codec: Coin | MetaSiren, path: Path) -> bool:
+    from inrjax import metrics, ratecontrol
+
+    try:
+        image, [image_hat] = images.read_image(path).image, codec.decode([data])
+    except ValueError:
+        return False
+    bpp = metrics.bpp(len(data), *image.shape[:2])
+    return wanted.is_met(ratecontrol.Measured(data, bpp, metrics.psnr(image, image_hat)))
 
 
 def _picture_size(path: Path) -> tuple[int, int]:
@@ -766,7 +866,15 @@ _EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def _inr_codec(options: Encode) -> Coin | MetaSiren:
-    given = {"width": options.width, "num_steps": options.steps, "seed": options.seed}
+    if options.preset != "default" and (options.steps is not None or options.codec == "coin"):
+        raise OptionError(
+            f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
+            "and --codec coin"
+        )
+    steps = options.steps
+    if options.codec == "meta-siren" and steps is None:
+        steps = codecs.inr.PRESETS[options.preset]
+    given = {"width": options.width, "num_steps": steps, "seed": options.seed}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.init is not None:
         if options.codec == "coin":

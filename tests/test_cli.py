@@ -20,7 +20,7 @@ import pytest
 from conftest import photograph
 
 import inrjax
-from inrjax import cli, codecs, compare, images, trees
+from inrjax import cli, codecs, compare, images, ratecontrol, trees
 from inrjax.init import load_init, packaged_init, save_init
 from inrjax.results import read_rows, write_rows
 from inrjax.types import RDPoint
@@ -121,6 +121,32 @@ def test_the_same_command_gives_the_same_file_and_another_seed_does_not(run: Run
         assert run("encode", "a.png", "-o", name, *FAST, "--seed", seed).code == 0
     files = [Path(name).read_bytes() for name in ("x.inr", "y.inr", "z.inr")]
     assert files[0] == files[1] != files[2]
+
+
+@pytest.fixture
+def one_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate control chooses among one width, so that few programs are compiled."""
+    model = {WIDTH: ratecontrol.packaged_model()[WIDTH]}
+    monkeypatch.setattr(ratecontrol, "packaged_model", lambda: model)
+
+
+def test_a_limit_in_bytes_is_kept_and_its_files_are_resumed(run: Run, one_width: None) -> None:
+    pictures = [save("a.png"), save("b.png", 1)]
+    command = ("encode", *pictures, "-o", "out/", "--steps", "2", "--max-bytes")
+    made = run(*command, 2200)
+    assert made.code == 0 and len(made.out) == 2
+    sizes = [len(data) for data in contents(Path("out")).values()]
+    assert max(sizes) <= 2200
+    again = run(*command, 2200, "--resume")
+    tight = [size < 0.96 * 2200 for size in sizes]  # such a file is made again
+    assert again.code == 0 and len(again.out) == sum(tight)
+
+
+def test_a_target_out_of_reach_is_refused_with_the_nearest(run: Run, one_width: None) -> None:
+    picture = save("a.png")
+    refused = run("encode", picture, "-o", "a.inr", "--steps", "2", "--max-bytes", 100)
+    check_refused(refused, 1, "a.png", "cannot be reached", "nearest file has")
+    assert not Path("a.inr").exists()
 
 
 def test_coin_is_encoded_and_decoded(run: Run) -> None:
@@ -428,6 +454,13 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "two files": ("info a.inr b.inr", "b.inr"),
     "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
+    "a preset and steps": ("encode a.png -o b.inr --preset best --steps 9", "--steps"),
+    "a preset for coin": ("encode a.png -o b.inr --preset fast --codec coin", "coin"),
+    "two targets": ("encode a.png -o b.inr --target-bpp 1 --max-bytes 9", "--max-bytes"),
+    "a target and a width": ("encode a.png -o b.inr --target-psnr 30 --width 24", "--width"),
+    "a target for coin": ("encode a.png -o b.inr --codec coin --max-bytes 9", "--max-bytes"),
+    "a target of nothing": ("encode a.png -o b.inr --target-bpp 0", "0.0001"),
+    "a target that is no number": ("encode a.png -o b.inr --target-bpp nan", "nan"),
     "resume and overwrite": ("encode a.png -o b.inr --resume --overwrite", "--overwrite"),
     "a process id alone": ("encode a.png -o b.inr --distributed --process-id 1", "--coordinator"),
     "a coordinator without the word": (

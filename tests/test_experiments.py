@@ -138,3 +138,13 @@ def test_benchmark_codec_smoke(tmp_path: Path) -> None:
     table = (folder / "table.md").read_text()
     assert len(rows) == 3 and all(f"| {row['codec']} | {row['size']} |" in table for row in rows)
     assert (folder / "provenance.json").exists()
+
+
+def test_width_model_smoke(tmp_path: Path) -> None:
+    from experiments import width_model
+
+    table = tmp_path / "table.json"
+    options = width_model.Options(output=tmp_path / "runs", table=table, smoke=True)
+    assert width_model.main(options) == table
+    [(width, measured)] = json.loads(table.read_text())["widths"].items()
+    assert width == "24" and 8 < measured["log2_bytes"] < 13 and 5 < measured["psnr"] < 40

@@ -40,6 +40,7 @@ LAYERS = {
     "inrjax.compare": 5,
     "inrjax.evaluate": 5,
     "inrjax.published": 5,
+    "inrjax.ratecontrol": 5,
     "inrjax.plots": 6,
     "inrjax.runs": 6,
     "inrjax.quickstart": 7,
