@@ -355,7 +355,7 @@ def _resume(
     _make_folder(folder)
     codec_of = {(c.name, c.setting, name): c for c in codecs for name in images}
     digests = {name: digest({"image": image}).hex() for name, image in images.items()}
-    recorded = _read_digests(folder / "images.json")
+    recorded = read_digests(folder / "images.json")
     changed = {name for name in images if recorded.get(name) != digests[name]}
     rows = results.read_rows(table) if table.exists() else []
     kept = {
@@ -371,7 +371,11 @@ def _resume(
     return {key: row for key, row in kept.items() if key in codec_of}
 
 
-def _read_digests(path: Path) -> dict[str, str]:
+def read_digests(path: Path) -> dict[str, str]:
+    """By image, the digest of the pixels that a run measured: its ``images.json``; none without.
+
+    Raises ValueError if the file is damaged.
+    """
     if not path.exists():
         return {}
     try:
@@ -497,8 +501,19 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
 
 def stream_path(folder: Path, codec: Codec, image_name: str) -> Path:
     """``folder/streams/<codec>/<setting>/<image><suffix>``, each part made safe."""
-    name = safe_name(image_name) + getattr(codec, "suffix", ".bin")
-    return Path(folder) / "streams" / safe_name(codec.name) / safe_name(codec.setting) / name
+    return _stream_path(
+        folder, codec.name, codec.setting, image_name, getattr(codec, "suffix", ".bin")
+    )
+
+
+def row_path(folder: Path, row: RDPoint, suffix: str) -> Path:
+    """Where the stream of a row is: as `stream_path` of its codec, whose suffix is given."""
+    return _stream_path(folder, row.codec, row.setting, row.image, suffix)
+
+
+def _stream_path(folder: Path, codec: str, setting: str, image: str, suffix: str) -> Path:
+    name = safe_name(image) + suffix
+    return Path(folder) / "streams" / safe_name(codec) / safe_name(setting) / name
 
 
 def safe_name(text: str) -> str:

@@ -39,6 +39,7 @@ LAYERS = {
     "inrjax.results": 4,
     "inrjax.evaluate": 5,
     "inrjax.plots": 6,
+    "inrjax.report": 6,
     "inrjax.quickstart": 7,
     "inrjax.cli": 8,
 }
