@@ -78,7 +78,7 @@ def build_report(
     rows = _read_run(folder)
     summaries = results.summarise(rows)
     names = _in_order(row.codec for row in rows)
-    images = list(dict.fromkeys(row.image for row in rows))
+    images = {name: index for index, name in enumerate(dict.fromkeys(row.image for row in rows))}
     anchor = next((name for name in ANCHORS if name in names), names[0])
     read_original = _original_reader(folder, rows, originals)
     files, notes = _files(folder, rows, decoders)
@@ -86,13 +86,13 @@ def build_report(
         dict(list(files.items())[:max_images]), read_original is not None, max_pixels=max_pixels
     )
     shown, embedded, failed = _pictures(folder, planned, decoders, read_original, on_progress)
-    notes += [*failed, *_gaps(files, shown, read_original is not None, len(images))]
+    notes += [*failed, *_gaps(files, planned, read_original is not None, len(images))]
     init_bytes = _init_bytes(folder, files, decoders)
     html = _render(
         title=folder.resolve().name,
         overview=_overview(len(images), names, summaries),
         codecs=names,
-        images=images,
+        images=list(images),
         metrics=[
             {"key": key, "label": label, "given": any(getattr(r, key) is not None for r in rows)}
             for key, label in _METRICS.items()
@@ -110,7 +110,7 @@ def build_report(
         data={
             "codecs": names,
             "means": [_point(item, names) for item in summaries],
-            "rows": [{**_point(row, names), "image": images.index(row.image)} for row in rows],
+            "rows": [{**_point(row, names), "image": images[row.image]} for row in rows],
             "viewer": [_entry(name, item, names) for name, item in shown.items()],
         },
     )
@@ -409,12 +409,12 @@ def _entry(name: str, shown: _Shown, names: Sequence[str]) -> dict[str, Any]:
 
 def _gaps(
     files: Mapping[str, Sequence[RDPoint]],
-    shown: Mapping[str, _Shown],
+    planned: Mapping[str, Sequence[RDPoint]],
     has_originals: bool,
     num_images: int,
 ) -> list[str]:
     """What the viewer leaves out of what is there, as sentences."""
-    if not shown:
+    if not planned:
         return []
     notes = []
     if not has_originals:
@@ -422,13 +422,13 @@ def _gaps(
             "The originals are not in the folder of a run and were not given: only decoded "
             "pictures are compared (inrjax report --images DIR adds them)."
         )
-    if len(shown) < num_images:
-        notes.append(f"Here are {len(shown)} of the {num_images} images.")
-    num_files = sum(len(files[name]) for name in shown)
-    num_shown = sum(len(item.rows) for item in shown.values())
-    if num_shown < num_files:
+    if len(planned) < num_images:
+        notes.append(f"Here are {len(planned)} of the {num_images} images.")
+    num_files = sum(len(files[name]) for name in planned)
+    num_planned = sum(len(rows) for rows in planned.values())
+    if num_planned < num_files:
         notes.append(
-            f"To bound the size of this page, {num_shown} of their {num_files} files are here: "
+            f"To bound the size of this page, {num_planned} of their {num_files} files are here: "
             "of each further codec those nearest in bytes to the files of the first."
         )
     return notes
@@ -535,10 +535,11 @@ def _text(value: Any) -> str:
 
 def _point(item: Summary | RDPoint, names: Sequence[str]) -> dict[str, Any]:
     """What the script draws and tells of a row or a mean; JSON has no infinity: it is null."""
-    values = {key: getattr(item, key) for key in ("num_bytes", "bpp", *_METRICS)}
+    values = {key: getattr(item, key) for key in ("bpp", *_METRICS)}
     return {
         "codec": names.index(item.codec),
         "setting": item.setting,
+        "num_bytes": round(item.num_bytes),
         **{key: v if v is None or math.isfinite(v) else None for key, v in values.items()},
     }
 

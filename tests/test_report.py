@@ -81,11 +81,20 @@ def small_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plotly_offline, "get_plotlyjs", lambda: "var Plotly;")
 
 
+SCRIPT = re.compile(rb"<script>(.*?)</script>", re.S)
+
+
 def parse(html: bytes) -> Any:
-    """The document as an ElementTree; a ParseError for any deviation from HTML 5."""
+    """The document as an ElementTree; a ParseError for any deviation from HTML 5.
+
+    Plotly's script, which takes the parser most of its time, is only searched for what would be an
+    error or would end it.
+    """
     html5lib = pytest.importorskip("html5lib", reason="needs html5lib")
+    plotly = SCRIPT.findall(html)[0]
+    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|<!--|<script", plotly)
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
-    return parser.parse(html, transport_encoding="utf-8")
+    return parser.parse(html.replace(plotly, b"var Plotly;"), transport_encoding="utf-8")
 
 
 def data_of(html: bytes) -> dict[str, Any]:
@@ -126,16 +135,14 @@ def test_it_is_valid_html_and_loads_nothing(page: bytes) -> None:
 
 
 def test_only_its_own_scripts_may_run(page: bytes) -> None:
-    document = parse(page)
     [policy] = [
         meta.get("content")
-        for meta in document.iter("meta")
+        for meta in parse(page).iter("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     ]
     allowed = set(re.findall(r"'sha256-([^']+)'", policy))
-    scripts = [element for element in document.iter("script") if element.get("type") is None]
-    hashes = [hashlib.sha256(script.text.encode()).digest() for script in scripts]
-    assert len(scripts) == 2
+    hashes = [hashlib.sha256(script).digest() for script in SCRIPT.findall(page)]
+    assert len(hashes) == 2
     assert allowed == {base64.b64encode(each).decode() for each in hashes}
     assert "default-src 'none'" in policy and "unsafe-eval" not in policy
     assert "unsafe-inline" not in re.search("script-src[^;]*", policy)[0]
@@ -501,7 +508,7 @@ class Browser:
 
     def wait(self, condition: str) -> None:
         end = time.monotonic() + 60
-        while not self.value(condition):
+        while not self.value(f"Boolean({condition})"):
             assert time.monotonic() < end, f"it did not come about: {condition}"
             time.sleep(0.02)
 
@@ -621,8 +628,11 @@ def drawn(browser: Browser, *expected: object) -> None:
 def canvas(browser: Browser, name: str) -> np.ndarray:
     height, width = SHAPE
     values = browser.value(
-        f"Array.from(document.getElementById('{name}').getContext('2d')"
-        f".getImageData(0, 0, {width}, {height}).data)"
+        "(() => {"
+        f"const copy = new OffscreenCanvas({width}, {height});"
+        "const context = copy.getContext('2d', {willReadFrequently: true});"
+        f"context.drawImage(document.getElementById('{name}'), 0, 0);"
+        f"return Array.from(context.getImageData(0, 0, {width}, {height}).data); }})()"
     )
     return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
 
@@ -750,7 +760,7 @@ def test_jpeg_follows_ours_unless_unlinked(opened: Browser, page: bytes) -> None
     told_bytes = opened.value("document.getElementById('right-caption').textContent")
     assert f"{files[match]['num_bytes']:,} bytes" in told_bytes
     percent = 100 * (files[match]["num_bytes"] / files[of_webp]["num_bytes"] - 1)
-    assert f"{abs(percent):.1f} % bytes" in told_bytes
+    assert f"{abs(percent):.1f} %" in told_bytes
     opened.value("document.getElementById('link').click()")
     free = next(
         i for i, f in enumerate(files) if f["codec"] == files[match]["codec"] and i != match
@@ -789,8 +799,8 @@ def test_it_fits_a_window_of_any_width(opened: Browser, width: int) -> None:
     )
     opened.wait(f"innerWidth === {width}")
     opened.wait(
-        "document.getElementById('plot')._fullLayout.width"
-        " === Math.floor(document.getElementById('plot').clientWidth)"
+        "Math.abs(document.getElementById('plot')._fullLayout.width"
+        " - document.getElementById('plot').clientWidth) <= 1"
     )
     assert opened.value("document.documentElement.scrollWidth") == width
     wide = "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.table') && "

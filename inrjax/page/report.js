@@ -41,6 +41,7 @@
   ];
   const NUM_COLOURS = 7;
   const hidden = new Set();
+  const [narrow, dark] = ["(max-width: 40rem)", "(prefers-color-scheme: dark)"].map((q) => matchMedia(q));
 
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (codec) => style(`--c${codec % NUM_COLOURS}`);
@@ -49,7 +50,7 @@
   // Plotly reads a few tags and entities in its texts; a name is not meant to hold any.
   const literal = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
-  const thousands = (value) => Math.round(value).toLocaleString("en");
+  const thousands = (value) => value.toLocaleString("en");
 
   const pointsOf = (codec) => {
     const plotted = find("plotted").value;
@@ -80,9 +81,11 @@
 
   /** What Plotly's own logarithmic axis lacks: every tick with its whole number. */
   const rateTicks = () => {
-    const steps = find("plot").clientWidth < 600 ? [1, 3] : [1, 1.5, 2, 3, 4, 5, 7];
+    const steps = narrow.matches ? [1, 3] : [1, 1.5, 2, 3, 4, 5, 7];
     const ticks = [-4, -3, -2, -1, 0, 1, 2].flatMap((k) => steps.map((step) => Number(`${step}e${k}`)));
-    return find("rate-axis").value === "log" ? { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map(String) } : { type: "linear" };
+    return find("rate-axis").value === "log"
+      ? { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map(String) }
+      : { type: "linear", tickmode: "auto" };
   };
 
   const drawPlot = () => {
@@ -114,7 +117,7 @@
     if (!box.checked) hidden.add(codec); // a browser keeps the boxes of a page that is loaded again
   }
   for (const id of ["metric", "plotted", "rate-axis"]) find(id).addEventListener("change", drawPlot);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPlot);
+  for (const query of [narrow, dark]) query.addEventListener("change", drawPlot);
   drawPlot();
 
   // ---------------------------------------------------------------- the pictures
@@ -199,7 +202,7 @@
     const sign = percent < 0 ? "−" : "+";
     const same = image.files.filter((item) => item.codec === file.codec);
     const smallest = same.every((item) => item.num_bytes >= file.num_bytes);
-    return `${sign}${Math.abs(percent).toFixed(1)} % bytes${smallest && percent > 0 ? ", its smallest file here" : ""}`;
+    return `${sign}${Math.abs(percent).toFixed(1)} %${smallest && percent > 0 ? ", its smallest file here" : ""}`;
   };
 
   const caption = (side, file, other) => {
@@ -251,7 +254,7 @@
     stage.style.height = `${Math.max(1, Math.floor(scale * image.height))}px`;
     frame.style.width = `${Math.min(room, Math.max(40, stage.offsetWidth + scroll.offsetWidth - scroll.clientWidth))}px`;
     for (const beside of document.querySelectorAll(".panes, .captions")) {
-      beside.style.maxWidth = `max(40rem, ${frame.offsetWidth}px)`;
+      beside.style.maxWidth = `max(50rem, ${frame.offsetWidth}px)`;
     }
     moveTo(split);
   };
