@@ -113,6 +113,7 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
 _BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
+_IMAGES = _whole(1, 10**6)
 _PROCESSES, _PROCESS = _whole(1, 2**16), _whole(0, 2**16 - 1)
 _OUTPUT = arg(aliases=("-o",), metavar="PATH")
 _INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
@@ -396,6 +397,31 @@ class Quickstart:
     """The folder for files, table and pictures (made if it is not there)."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """Show a run of `inrjax evaluate` as one HTML page, with plot, pictures and tables.
+
+    Its viewer lays two pictures over each other: the original, ours, JPEG at as many bytes.
+
+    The page is one file that needs no network. Needs: pip install 'inrjax[report]'
+
+    Examples:
+      inrjax report run/ -o report.html --images photos/
+      inrjax report quickstart_out/ -o report.html
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder that `inrjax evaluate` or `inrjax quickstart` made."""
+    output: Annotated[Path, arg(aliases=("-o",), metavar="HTML")]
+    """The file to write, ending in .html."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """The folder of pictures that was evaluated. A run holds no originals."""
+    max_images: Annotated[int, _IMAGES] = 6
+    """Images in the viewer at most. Its pictures are most of the file's size."""
+    overwrite: bool = False
+    """Replace the file if it is there already."""
 
 
 # ---------------------------------------------------------------- talking
@@ -1329,6 +1355,32 @@ def _quickstart(options: Quickstart) -> int:
     return each.exit_code
 
 
+def _write_report(options: WriteReport) -> int:
+    from inrjax import report
+
+    target = options.output
+    if target.suffix.lower() != ".html":
+        raise OptionError(f"{target} does not end in .html: rename it")
+    _require_writable(target.parent)
+    if not options.overwrite:
+        _require_new([target])
+    decoders = {name: curve({})[0] for name, curve in CURVES.items()}
+    with _progress("decoding") as on_progress:
+        made = report.build_report(
+            options.run,
+            decoders,
+            options.images,
+            max_images=options.max_images,
+            on_progress=on_progress,
+        )
+    for note in made.notes:
+        _note(note)
+    _write(target, made.html)
+    pictures = f"{made.num_shown} of {made.num_images} images in the viewer"
+    print(f"{options.run} -> {target}: {len(made.html) / 1e6:.1f} MB, {pictures}")
+    return 0
+
+
 def _meta_train(options: MetaTrain) -> int:
     from inrjax import datasets, metatrain
 
@@ -1479,6 +1531,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "results": (Results, _results_command),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
+    "report": (WriteReport, _write_report),
 }
 
 

@@ -42,6 +42,7 @@ LAYERS = {
     "inrjax.published": 5,
     "inrjax.ratecontrol": 5,
     "inrjax.plots": 6,
+    "inrjax.report": 6,
     "inrjax.runs": 6,
     "inrjax.quickstart": 7,
     "inrjax.cli": 8,
