@@ -103,7 +103,8 @@ def main(options: Options) -> list[Path]:
     )
     slides = options.style == "slides"
     output = options.output or options.results / "figures" / ("slides" if slides else "")
-    names = [*FIGURES, "tables"] if options.name == "all" else [options.name]
+    everything = [*FIGURES] if slides else [*FIGURES, "tables"]  # slides show no tables
+    names = everything if options.name == "all" else [options.name]
     written = []
     for name in names:
         start = perf_counter()

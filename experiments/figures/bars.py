@@ -37,13 +37,22 @@ def bd_rates(source: Source, style: Style) -> Figure:
     rows = max(len(measured), len(published))
     figure = style.figure(style.double, 0.12 + 0.026 * rows)
     left, right = figure.subplots(1, 2, sharex=True)
-    _draw(left, measured, "against codecs measured here\n(95 % intervals)", "0.65", "", rows)
-    _draw(right, published, "against published curves\n(* rate estimated)", "0.85", "////", rows)
+    _draw(left, style, measured, "measured here,\n95 % intervals", {"color": "0.65"}, rows)
+    _draw(
+        right,
+        style,
+        published,
+        "published,\n* rate estimated",
+        {"color": "0.85", "hatch": "////"},
+        rows,
+    )
     ends = [end for bar in (*measured, *published) for end in (bar.percent, *(bar.ends or ()))]
     low, high = min(*ends, 0.0), max(*ends, 0.0)
-    margin = 0.35 * (high - low)  # for the numbers beside the bars
+    margin = 0.05 * style.font * (high - low)  # for the numbers beside the bars
     left.set_xlim(low - margin, high + margin)
-    figure.supxlabel("BD-rate of MetaSiren (%), fewer bits below 0", fontsize=style.font)
+    figure.supxlabel(
+        "BD-rate of MetaSiren against each codec (%), fewer bits below 0", fontsize=style.font
+    )
     return figure
 
 
@@ -74,25 +83,21 @@ def published_bars(source: Source) -> list[Bar]:
     return sorted(bars, key=lambda bar: bar.percent)
 
 
-def _draw(axes: Axes, bars: Sequence[Bar], title: str, colour: str, hatch: str, rows: int) -> None:
+def _draw(
+    axes: Axes, style: Style, bars: Sequence[Bar], title: str, fill: dict[str, str], rows: int
+) -> None:
     places = range(len(bars))
-    axes.barh(places, [b.percent for b in bars], 0.7, color=colour, hatch=hatch, edgecolor="black")
+    offset = 0.6 * style.font
+    axes.barh(places, [b.percent for b in bars], 0.7, edgecolor="black", **fill)
     for place, bar in zip(places, bars, strict=True):
         low, high = bar.ends or (bar.percent, bar.percent)
         if bar.ends:
-            axes.errorbar(
-                bar.percent,
-                place,
-                xerr=[[bar.percent - low], [high - bar.percent]],
-                color="black",
-                capsize=2,
-                linestyle="none",
-            )
+            axes.plot((low, high), (place, place), color="black", marker="|")
         left = bar.percent < 0
         axes.annotate(
             f"{bar.percent:+.1f}",
             (min(low, 0.0) if left else max(high, 0.0), place),
-            xytext=(-4 if left else 4, 0),
+            xytext=(-offset if left else offset, 0),
             textcoords="offset points",
             ha="right" if left else "left",
             va="center",

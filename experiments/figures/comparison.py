@@ -154,13 +154,13 @@ def side_by_side(image: Image, coded: Sequence[Coded], style: Style) -> Figure:
     errors = [np.abs(c.image.astype(float) - image).mean(axis=2)[window] for c in coded]
     top = float(max(10 * np.ceil(max(np.percentile(e, 99) for e in errors) / 10), 10))
     shape = image.shape[0] / image.shape[1]
-    figure = style.figure(style.double, (shape + 2) / (len(coded) + 1) + 0.1)
+    figure = style.figure(style.double, (shape + 2) / (len(coded) + 1) + 0.07)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # pyright: ignore
     grid = figure.subplots(3, len(coded) + 1, height_ratios=(shape, 1, 1))
     height, width = image.shape[:2]
     bpps = [metrics.bpp(c.num_bytes, height, width) for c in coded]
     captions = ["original"] + [
-        f"{c.label}\n{bpp:.3f} bpp, {metrics.psnr(image, c.image):.2f} dB"
+        f"{c.label}\n{bpp:.3f} bpp\n{metrics.psnr(image, c.image):.2f} dB"
         for c, bpp in zip(coded, bpps, strict=True)
     ]
     for column, picture in enumerate([image, *(c.image for c in coded)]):
@@ -178,7 +178,7 @@ def side_by_side(image: Image, coded: Sequence[Coded], style: Style) -> Figure:
     _empty(grid[2, 0])
     scale = grid[2, 0].inset_axes((0.05, 0.55, 0.9, 0.1))
     figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(0, top / 2, top))
-    scale.set_title("mean absolute error\n(levels of 255)")
+    scale.set_title("absolute error\n(levels of 255)")
     grid[1, 0].set_ylabel(f"{side} x {side} pixels")
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -39,12 +38,14 @@ def images(source: Source, style: Style) -> Figure:
         difficulty = numbers.at_rate(others[ANCHOR][image], AT_BPP)
         if found is not None and difficulty is not None:
             points[image] = (difficulty, found.percent)
-    dots = {"s": style.marker**2, "edgecolor": "white", "linewidth": 0.3}
+    dots = {"s": style.marker**2, "edgecolor": "white", "linewidth": 0.3, "zorder": 3}
     left.scatter(*zip(*points.values(), strict=True), color="black", marker="o", **dots)
+    left.margins(x=0.14)
     left.axhline(0, color="0.4", linewidth=0.8)
     hardest = sorted(points, key=lambda image: points[image])[:NUM_LABELLED]
-    _name(left, points, [*outliers({i: y for i, (_, y) in points.items()}), *hardest])
-    left.set_xlabel(f"PSNR of {known[ANCHOR].label} at {AT_BPP} bpp (dB)")
+    _name(left, style, points, [*outliers({i: y for i, (_, y) in points.items()}), *hardest])
+    left.set_xlabel(f"PSNR of {known[ANCHOR].label} (dB)")
+    left.set_title(f"difficulty: PSNR at {AT_BPP} bpp")
     left.set_ylabel(f"BD-rate against {known[ANCHOR].label} (%)")
     handles = []
     everywhere = []
@@ -66,12 +67,13 @@ def images(source: Source, style: Style) -> Figure:
             )
         )
         gains = {image: y - x for image, (x, y) in whole.items()}
-        _name(right, whole, outliers(gains, 1))
+        _name(right, style, whole, outliers(gains, 1), below=name != ANCHOR)
     low, high = min(everywhere) - 0.5, max(everywhere) + 0.5
     right.plot([low, high], [low, high], color="0.4", linewidth=0.8, zorder=1)
     right.set(xlim=(low, high), ylim=(low, high))
-    right.set_xlabel(f"PSNR of the other codec at {AT_BPP} bpp (dB)")
-    right.set_ylabel(f"PSNR of MetaSiren at {AT_BPP} bpp (dB)")
+    right.set_xlabel("PSNR of the other codec (dB)")
+    right.set_title(f"at {AT_BPP} bpp")
+    right.set_ylabel("PSNR of MetaSiren (dB)")
     for axes in (left, right):
         axes.grid()
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=1)
@@ -84,18 +86,23 @@ def outliers(values: dict[str, float], count: int = NUM_LABELLED) -> list[str]:
     return list(dict.fromkeys([*ordered[:count], *ordered[-count:]]))
 
 
-def _name(axes: Axes, points: dict[str, tuple[float, float]], images: list[str]) -> None:
-    """Write an image's name beside its point, on the side that points away from the middle."""
-    middle = np.median([x for x, _ in points.values()])
+def _name(
+    axes: Axes,
+    style: Style,
+    points: dict[str, tuple[float, float]],
+    images: list[str],
+    below: bool = False,
+) -> None:
+    """Write an image's name left of its point, or below; the points lie over the names."""
+    offset = 2 + style.marker / 2
     for image in dict.fromkeys(images):
-        x, y = points[image]
-        left = x > middle
         axes.annotate(
             image.removeprefix("kodim"),
-            (x, y),
-            xytext=(-4 if left else 4, 0),
+            points[image],
+            xytext=(0, -offset) if below else (-offset, 0),
             textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
+            ha="center" if below else "right",
+            va="top" if below else "center",
             path_effects=[withStroke(linewidth=2, foreground="white")],
+            zorder=2,
         )
