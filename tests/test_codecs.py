@@ -338,6 +338,16 @@ def test_side_information_is_at_most_48_bytes(name):
         assert len(stream) - describe(stream, init_of(name)).sections["symbols"] <= 48
 
 
+def test_code_lengths_add_up_to_the_symbols():
+    for stream in encoded("meta-siren").values():
+        lengths = META.code_lengths(stream)
+        assert lengths.keys() == {path for path, _ in trees.leaves(META.init.params)}
+        coded = 8 * describe(stream, META.init).sections["symbols"]
+        assert coded - 64 <= sum(lengths.values()) <= coded + 1
+    with pytest.raises(BitstreamError, match="tag"):
+        META.code_lengths(encoded("coin")["odd"])
+
+
 # ---------------------------------------------------------------------------- COIN
 
 # (depth, width): params, bpp as published (Dupont et al. 2021, arXiv:2103.03123, figure 2)

@@ -371,6 +371,21 @@ class MetaSiren:
         """
         return self._init_of(stream).digest
 
+    def code_lengths(self, data: bytes) -> dict[str, float]:
+        """The ideal code length in bits of each tensor's symbols in a stream, path -> bits.
+
+        Their sum is the section 'symbols' but for what the range coder adds, a few bytes: how the
+        file is spent, never a rate. Raises BitstreamError as `decode` does.
+        """
+        init = self._init_of(bitstream.peek(data))
+        stream = _unpack(data, type(self), init.digest)
+        symbols, levels = _decode_symbols(stream.sections[1], stream.sections[2], init)
+        paths = [path for path, _ in trees.leaves(init.mean())]
+        return {
+            path: entropy.cost(values, entropy.Laplace(scales))
+            for path, values, scales in zip(paths, symbols, levels, strict=True)
+        }
+
     def _decode_one(self, data: bytes) -> Image:
         init = self._init_of(bitstream.peek(data))
         stream = _unpack(data, type(self), init.digest)
@@ -424,11 +439,26 @@ def _quantize(learned: Params, init: Init) -> quantize.Quantized:
 
 
 def _decode_params(grid: bytes, payload: bytes, init: Init) -> dict[str, Any]:
-    mean, base = init.mean(), init.levels()
+    mean = init.mean()
     paths = [path for path, _ in trees.leaves(mean)]
+    symbols, _ = _decode_symbols(grid, payload, init)
+    steps = grid[_CHECK_BYTES : _CHECK_BYTES + len(paths)]
+    grid_tree = trees.from_leaves(dict(zip(paths, steps, strict=True)))
+    coded = quantize.Quantized(trees.unravel(np.concatenate(symbols), mean), grid_tree)
+    delta = dict(trees.leaves(quantize.dequantize(coded)))
+    return trees.from_leaves(
+        {path: (leaf + delta[path]).astype(np.float32) for path, leaf in trees.leaves(mean)}
+    )
+
+
+def _decode_symbols(
+    grid: bytes, payload: bytes, init: Init
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each tensor's symbols and their scale levels, raveled, in the order of the leaves."""
+    base = init.levels()
+    paths = [path for path, _ in trees.leaves(init.mean())]
     if len(grid) != _CHECK_BYTES + 2 * len(paths):
         raise BitstreamError("the section 'grid' is damaged")
-    steps = grid[_CHECK_BYTES : _CHECK_BYTES + len(paths)]
     offsets = grid[_CHECK_BYTES + len(paths) :]
     levels = [_levels(base[p].ravel(), o) for p, o in zip(paths, offsets, strict=True)]
     flat = entropy.decode(payload, entropy.Laplace(np.concatenate(levels)), sum(map(len, levels)))
@@ -437,12 +467,7 @@ def _decode_params(grid: bytes, payload: bytes, init: Init) -> dict[str, Any]:
             "the symbols do not match their check: the file is damaged, or this machine's range "
             "coder differs from the encoder's"
         )
-    symbols = trees.unravel(flat, mean)
-    grid_tree = trees.from_leaves(dict(zip(paths, steps, strict=True)))
-    delta = dict(trees.leaves(quantize.dequantize(quantize.Quantized(symbols, grid_tree))))
-    return trees.from_leaves(
-        {path: (leaf + delta[path]).astype(np.float32) for path, leaf in trees.leaves(mean)}
-    )
+    return np.split(flat, np.cumsum([len(part) for part in levels])[:-1]), levels
 
 
 _CHECK_BYTES = 2

@@ -1,0 +1,111 @@
+"""BD-rates of ours against every codec. Rows: the measured runs and results/published/kodak.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures import numbers
+from experiments.figures.source import ESTIMATED, OURS, Source
+from inrjax import results
+from inrjax.plots import MEASURED, PUBLISHED, Style, looks
+
+MEASURED_TOO = ("JPEG (Pillow 7.1.2)", "JPEG2000", "WebP")
+"""Published curves of codecs that are measured here: in the table, not among the bars."""
+
+
+class Bar(NamedTuple):
+    """A label, a BD-rate in percent, and the ends of its interval, None where there is none."""
+
+    label: str
+    percent: float
+    ends: tuple[float, float] | None
+
+
+def bd_rates(source: Source, style: Style) -> Figure:
+    """BD-rate of ours against each codec measured here, with 95 % intervals, and, apart, against
+    published curves.
+
+    Curves of means over all the qualities that both cover; the tables say which. The
+    intervals are percentile bootstraps over images (`numbers.bd_rate_with_interval`); published
+    curves have no rows for each image, so no interval.
+    """
+    measured, published = measured_bars(source), published_bars(source)
+    rows = max(len(measured), len(published))
+    figure = style.figure(style.double, 0.12 + 0.026 * rows)
+    left, right = figure.subplots(1, 2, sharex=True)
+    _draw(left, style, measured, "measured here,\n95 % intervals", {"color": "0.65"}, rows)
+    _draw(
+        right,
+        style,
+        published,
+        "published,\n* rate estimated",
+        {"color": "0.85", "hatch": "////"},
+        rows,
+    )
+    ends = [end for bar in (*measured, *published) for end in (bar.percent, *(bar.ends or ()))]
+    low, high = min(*ends, 0.0), max(*ends, 0.0)
+    margin = 0.05 * style.font * (high - low)  # for the numbers beside the bars
+    left.set_xlim(low - margin, high + margin)
+    figure.supxlabel(
+        "BD-rate of MetaSiren against each codec (%), fewer bits below 0", fontsize=style.font
+    )
+    return figure
+
+
+def measured_bars(source: Source) -> list[Bar]:
+    """Against each codec whose curve of means overlaps ours, lowest first."""
+    bars = []
+    names = [name for name in source.summaries if name != OURS]
+    for name, look in looks(names, MEASURED).items():
+        found = numbers.bd_rate_with_interval(source.measured, name, OURS)
+        if found is not None:
+            bars.append(
+                Bar(look.label, found.percent.value, (found.percent.low, found.percent.high))
+            )
+    return sorted(bars, key=lambda bar: bar.percent)
+
+
+def published_bars(source: Source) -> list[Bar]:
+    """Against each published curve that overlaps ours, lowest first, but for MEASURED_TOO."""
+    ours = [(s.bpp, s.psnr) for s in source.summaries[OURS]]
+    curves = results.published_curves(source.published)
+    published = {name: curve for name, curve in curves.items() if name not in MEASURED_TOO}
+    bars = []
+    for name, look in looks(published, PUBLISHED).items():
+        found = numbers.bd_rate(published[name], ours)
+        if found is not None:
+            label = look.label + ("*" if name in ESTIMATED else "")
+            bars.append(Bar(label, found.percent, None))
+    return sorted(bars, key=lambda bar: bar.percent)
+
+
+def _draw(
+    axes: Axes, style: Style, bars: Sequence[Bar], title: str, fill: dict[str, str], rows: int
+) -> None:
+    places = range(len(bars))
+    offset = 0.6 * style.font
+    axes.barh(places, [b.percent for b in bars], 0.7, edgecolor="black", **fill)
+    for place, bar in zip(places, bars, strict=True):
+        low, high = bar.ends or (bar.percent, bar.percent)
+        if bar.ends:
+            axes.plot((low, high), (place, place), color="black", marker="|")
+        left = bar.percent < 0
+        axes.annotate(
+            f"{bar.percent:+.1f}",
+            (min(low, 0.0) if left else max(high, 0.0), place),
+            xytext=(-offset if left else offset, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, [bar.label for bar in bars])
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_title(title)
