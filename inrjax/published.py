@@ -37,11 +37,15 @@ class Method:
         return f"{self.label} (estimated rate)" if self.is_estimate else self.label
 
 
+# fmt: off
 METHODS = (
     Method("COIN", "COIN", INR),
     Method("COIN++", "COIN++", INR, is_estimate=True),
-    Method("Strumpler basic (8 bit)", "Strümpler et al. basic (8 bit)", INR),
-    Method("Strumpler meta-learned (7 bit)", "Strümpler et al. meta-learned (7 bit)", INR),
+    Method("Strumpler basic (8 bit)", "Strümpler et al. basic (8 bit)", INR, is_estimate=True),
+    Method(
+        "Strumpler meta-learned (7 bit)", "Strümpler et al. meta-learned (7 bit)", INR,
+        is_estimate=True,
+    ),
     Method("MSCN", "MSCN", INR),
     Method("VC-INR", "VC-INR", INR),
     Method("RECOMBINER", "RECOMBINER", INR),
@@ -65,6 +69,7 @@ METHODS = (
     Method("VTM (VVC)", "VTM (VVC)", CLASSIC),
     Method("VTM", "VTM (VVC)", CLASSIC),
 )
+# fmt: on
 """Every method in ``results/published``."""
 
 KODAK_RD = (
@@ -76,6 +81,11 @@ KODAK_RD = (
 )
 """Shown by `experiments.kodak_rd`: the coordinate networks that ours stands among. COIN++ is left
 out because its rates are estimates, MSCN because VC-INR, of the same authors, replaces it."""
+
+
+BEST_OF_OTHER_KINDS = ("C3", "Cool-chic 4.2", "compressai-bmshj2018-hyperprior_mse_cuda")
+"""Shown by the figures beside what is measured: the best latent-grid codecs, and the autoencoder
+that the later ones grew from."""
 
 
 def in_group(group: str) -> tuple[Method, ...]:

@@ -272,7 +272,7 @@ def test_the_interval_of_a_constant_saving_has_no_width() -> None:
     ours = [replace(row, codec=OURS, bpp=0.6 * row.bpp) for row in rows]
     found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS, 50)
     assert found is not None
-    np.testing.assert_allclose(found.percent, -40)
+    np.testing.assert_allclose(found.of_means, -40)
 
 
 def test_the_interval_holds_the_value_that_metrics_gives_and_spans_the_images() -> None:
@@ -284,8 +284,9 @@ def test_the_interval_holds_the_value_that_metrics_gives_and_spans_the_images() 
     found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS)
     means = results.measured_curves(results.summarise([*rows, *ours]))
     expected = metrics.bd_rate(*zip(*means[ANCHOR]), *zip(*means[OURS])).percent  # noqa: B905
-    assert found is not None and found.percent.value == pytest.approx(expected)
-    assert -50 <= found.percent.low < expected < found.percent.high <= -10
+    assert found is not None and found.of_means.value == pytest.approx(expected)
+    low, high = found.of_means.low, found.of_means.high
+    assert low is not None and high is not None and -50 <= low < expected < high <= -10
     assert numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS) == found
 
 

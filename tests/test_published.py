@@ -52,7 +52,13 @@ def test_every_file_is_a_copy(path):
 
 def test_estimates_are_said():
     estimates = {method.name for method in published.METHODS if method.is_estimate}
-    assert estimates == {"COIN++", "C3", "C3 (Adaptive)"}
+    assert estimates == {
+        "COIN++",
+        "C3",
+        "C3 (Adaptive)",
+        "Strumpler basic (8 bit)",
+        "Strumpler meta-learned (7 bit)",
+    }
     for method in published.METHODS:
         assert ("estimated rate" in method.legend) == method.is_estimate
 

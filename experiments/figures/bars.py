@@ -63,9 +63,9 @@ def measured_bars(source: Source) -> list[Bar]:
     for name, look in looks(names, MEASURED).items():
         found = numbers.bd_rate_with_interval(source.measured, name, OURS)
         if found is not None:
-            bars.append(
-                Bar(look.label, found.percent.value, (found.percent.low, found.percent.high))
-            )
+            percent, low, high = found.of_means
+            ends = None if low is None or high is None else (low, high)
+            bars.append(Bar(look.label, percent, ends))
     return sorted(bars, key=lambda bar: bar.percent)
 
 

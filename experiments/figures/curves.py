@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from experiments.figures import numbers
 from experiments.figures.source import (
-    LATENT_GRIDS_AND_AUTOENCODER,
     NETWORKS,
     OURS,
     Source,
@@ -16,6 +15,7 @@ from experiments.figures.source import (
 )
 from inrjax import results
 from inrjax.plots import Style, rd_figure
+from inrjax.published import BEST_OF_OTHER_KINDS
 
 
 def psnr(source: Source, style: Style) -> Figure:
@@ -42,7 +42,7 @@ def ms_ssim(source: Source, style: Style) -> Figure:
         if point.ms_ssim is not None:
             pair = (point.bpp, numbers.ms_ssim_db(point.ms_ssim))
             published.setdefault(point.method, []).append(pair)
-    shown = split_published(published, LATENT_GRIDS_AND_AUTOENCODER)
+    shown = split_published(published, BEST_OF_OTHER_KINDS)
     return rd_figure(
         _ours_last({name: curve for name, curve in measured.items() if curve}),
         *shown,
@@ -71,7 +71,7 @@ def _psnr(source: Source, style: Style, bpp_range: tuple[float, float]) -> Figur
     published = results.published_curves(source.published)
     return rd_figure(
         _ours_last(_measured(source)),
-        *split_published(published, LATENT_GRIDS_AND_AUTOENCODER),
+        *split_published(published, BEST_OF_OTHER_KINDS),
         bpp_range=bpp_range,
         style=style,
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inrjax import metrics
+from inrjax import compare, metrics, results
 from inrjax.types import RDPoint
 
 Curve = Sequence[tuple[float, float]]
@@ -26,14 +26,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class BDRateInterval(NamedTuple):
-    """BD-rate of two curves of means in percent, over the qualities that both cover, in dB."""
-
-    percent: Interval
-    low_db: float
-    high_db: float
-
-
 def at_rate(curve: Curve, bpp: float) -> float | None:
     """A curve's value at a rate, by PCHIP in the logarithm of the rate; None beyond its ends."""
     from scipy.interpolate import PchipInterpolator
@@ -46,42 +38,25 @@ def at_rate(curve: Curve, bpp: float) -> float | None:
 
 
 def bd_rate_with_interval(
-    rows: Iterable[RDPoint], anchor: str, codec: str, num_resamples: int = NUM_RESAMPLES
-) -> BDRateInterval | None:
-    """BD-rate of ``codec`` against ``anchor``, curves of means, with a percentile bootstrap.
+    rows: Sequence[RDPoint], anchor: str, codec: str, num_resamples: int = NUM_RESAMPLES
+) -> compare.BDResult | None:
+    """BD-rate of ``codec`` against ``anchor`` in percent, curves of means, with its interval.
 
-    Images are drawn with replacement, the same for both codecs; each draw's curves of means give
-    one BD-rate, over the qualities that they cover, as `bd_rate` does. None where the curves of
-    means do not overlap.
+    Each codec's settings are those on the `frontier` of its means. None where the curves of means
+    do not overlap.
     """
-    table = {name: _by_image(rows, name) for name in (anchor, codec)}
-    num_images = next(iter(table.values()))[0].shape[1]
-    rng = np.random.default_rng(SEED)
-
-    def estimate(weights: np.ndarray) -> metrics.BDRate | None:
-        means = [[array @ weights for array in table[name]] for name in (anchor, codec)]
-        return bd_rate(*(list(zip(*pair, strict=True)) for pair in means))
-
-    found = estimate(np.full(num_images, 1 / num_images))
-    if found is None:
+    chosen = [_on_frontier([row for row in rows if row.codec == name]) for name in (anchor, codec)]
+    bootstrap = compare.Bootstrap(num_resamples, CONFIDENCE / 100, SEED)
+    try:
+        return compare.bd_rate_of(*chosen, bootstrap=bootstrap)
+    except ValueError:  # no overlap, or a lossless codec, which has one point at infinity
         return None
-    draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), num_resamples)
-    resampled = [estimate(draw / num_images) for draw in draws]
-    values = [value.percent for value in resampled if value is not None]
-    ends = np.percentile(values, [(100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2])
-    return BDRateInterval(Interval(found.percent, *map(float, ends)), found.low_db, found.high_db)
 
 
-def _by_image(rows: Iterable[RDPoint], codec: str) -> tuple[np.ndarray, np.ndarray]:
-    """bpp and PSNR, each (settings, images), images in alphabetical order."""
-    chosen = [row for row in rows if row.codec == codec]
-    settings = {s: i for i, s in enumerate(dict.fromkeys(row.setting for row in chosen))}
-    images = {name: i for i, name in enumerate(sorted({row.image for row in chosen}))}
-    bpps, psnrs = np.full((2, len(settings), len(images)), np.nan)
-    for row in chosen:
-        place = settings[row.setting], images[row.image]
-        bpps[place], psnrs[place] = row.bpp, row.psnr
-    return bpps, psnrs
+def _on_frontier(rows: Sequence[RDPoint]) -> list[RDPoint]:
+    means = {(s.bpp, s.psnr): s.setting for s in results.summarise(rows)}
+    kept = {means[point] for point in frontier(list(means))}
+    return [row for row in rows if row.setting in kept]
 
 
 def bd_rate(anchor: Curve, curve: Curve) -> metrics.BDRate | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inrjax import results
+from inrjax.published import INR, METHODS, in_group
 from inrjax.results import PublishedPoint, Summary
 from inrjax.types import RDPoint
 
@@ -23,25 +24,10 @@ ANCHOR = "jpeg-optimized"
 MEASURED = ("kodak_rd", "classic_rd")
 """Experiments whose rows are the measured curves; only the first has to be there."""
 
-ESTIMATED = ("C3", "COIN++", "Strumpler basic (8 bit)", "Strumpler meta-learned (7 bit)")
-"""Published methods whose rates are no file sizes (results/published/README.md)."""
+ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
+"""Published methods whose rates are no file sizes."""
 
-LATENT_GRIDS_AND_AUTOENCODER = (
-    "C3",
-    "Cool-chic 4.2",
-    "compressai-bmshj2018-hyperprior_mse_cuda",
-)
-"""The best latent-grid codecs and one learned autoencoder, published."""
-
-NETWORKS = (
-    "COIN",
-    "COIN++",
-    "Strumpler basic (8 bit)",
-    "Strumpler meta-learned (7 bit)",
-    "MSCN",
-    "RECOMBINER",
-    "VC-INR",
-)
+NETWORKS = tuple(method.name for method in in_group(INR))
 """Published codecs whose file is a coordinate network, as ours."""
 
 

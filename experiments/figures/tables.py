@@ -38,9 +38,9 @@ def measured(source: Source) -> Table:
         if found is None:
             rate = ["", "", ""]
         else:
-            value, low, high = found.percent
-            covered = f"{found.low_db:.1f}-{found.high_db:.1f}"
-            rate = [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", covered]
+            value, low, high = found.of_means
+            interval = "" if low is None else f"{low:+.1f} to {high:+.1f}"
+            rate = [f"{value:+.1f}", interval, f"{found.low:.1f}-{found.high:.1f}"]
         curve = [(s.bpp, s.psnr) for s in group]
         encode, decode = (
             _range([getattr(s, f"{verb}_seconds") for s in group]) for verb in ("encode", "decode")
