@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures import numbers
-from experiments.figures.source import ESTIMATED, OURS, Source
+from experiments.figures.source import ESTIMATED, LABELS, OURS, Source
 from inrjax import results
-from inrjax.plots import MEASURED, PUBLISHED, Style, looks
+from inrjax.plots import MEASURED, Style, looks
 
 MEASURED_TOO = ("JPEG (Pillow 7.1.2)", "JPEG2000", "WebP")
 """Published curves of codecs that are measured here: in the table, not among the bars."""
@@ -75,10 +75,10 @@ def published_bars(source: Source) -> list[Bar]:
     curves = results.published_curves(source.published)
     published = {name: curve for name, curve in curves.items() if name not in MEASURED_TOO}
     bars = []
-    for name, look in looks(published, PUBLISHED).items():
-        found = numbers.bd_rate(published[name], ours)
+    for name, curve in published.items():
+        found = numbers.bd_rate(curve, ours)
         if found is not None:
-            label = look.label + ("*" if name in ESTIMATED else "")
+            label = LABELS[name] + ("*" if name in ESTIMATED else "")
             bars.append(Bar(label, found.percent, None))
     return sorted(bars, key=lambda bar: bar.percent)
 

@@ -27,6 +27,9 @@ MEASURED = ("kodak_rd", "classic_rd")
 ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 """Published methods whose rates are no file sizes."""
 
+LABELS = {method.name: method.label for method in METHODS}
+"""How a published method is printed."""
+
 NETWORKS = tuple(method.name for method in in_group(INR))
 """Published codecs whose file is a coordinate network, as ours."""
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.figures import numbers
-from experiments.figures.source import ANCHOR, ESTIMATED, OURS, Source
+from experiments.figures.source import ANCHOR, ESTIMATED, LABELS, OURS, Source
 from experiments.kodak_rd import markdown
 from inrjax import results
-from inrjax.plots import MEASURED, PUBLISHED, looks
+from inrjax.plots import MEASURED, looks
 
 RATES = (0.1, 0.15, 0.25, 0.5)
 
@@ -63,7 +63,6 @@ def measured(source: Source) -> Table:
 def published(source: Source) -> Table:
     """Each published curve: PSNR at four rates, whether its rates are files', and our BD-rate."""
     curves = results.published_curves(source.published)
-    known = looks(curves, PUBLISHED)
     ours = [(s.bpp, s.psnr) for s in source.summaries[OURS]]
     lines = []
     for name, curve in curves.items():
@@ -72,7 +71,7 @@ def published(source: Source) -> Table:
         if found is not None:
             rate = [f"{found.percent:+.1f}", f"{found.low_db:.1f}-{found.high_db:.1f}"]
         kind = "estimated" if name in ESTIMATED else "published"
-        lines.append([known[name].label, kind, *_at_rates(curve), *rate])
+        lines.append([LABELS[name], kind, *_at_rates(curve), *rate])
     return Table(
         "Against published curves, which were not measured here: their PSNR (dB) at equal bpp, "
         "interpolated, and the BD-rate (%) of MetaSiren's measured curve against them, over the "
