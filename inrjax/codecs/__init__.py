@@ -5,24 +5,38 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, inr
-from inrjax.codecs.classic import Jpeg, Jpeg2000, WebP
+from inrjax.codecs import classic, fmm, inr, modern, vvc
+from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
+from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
+from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.vvc import Vvc
 from inrjax.init import Init
 from inrjax.types import BitstreamError, Image
 
 __all__ = [
     "BY_TAG",
+    "Avif",
     "Coin",
     "Description",
+    "Fmm",
+    "FmmInside",
+    "Hevc",
     "Jpeg",
     "Jpeg2000",
+    "JpegXl",
     "MetaSiren",
+    "MozJpeg",
+    "Png",
+    "Vvc",
     "WebP",
     "classic",
     "decode_stream",
     "describe",
+    "fmm",
     "inr",
+    "modern",
+    "vvc",
 ]
 
 BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
