@@ -48,13 +48,14 @@ def test_another_player_ignores_the_last_nal_unit_and_shows_the_same_colours(ima
     [image_hat] = Vvc(40).decode([stream])
     difference = ffmpeg(stream).astype(int) - image_hat
     assert np.abs(difference).mean() < 1.5  # it interpolates chroma otherwise
-    assert np.abs(difference.mean(axis=(0, 1))).max() < 0.5
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 1
 
 
 def test_the_stream_is_in_ten_bits_and_starts_with_a_parameter_set(stream):
     assert stream[:4] == b"\0\0\0\1"
     assert len(stream) - TRAILER == stream.rindex(b"\0\0\1\0\xf9")
     assert min(stream[-6:]) >= 0x80
+    assert b"onfiguration" not in stream  # VVenC's own messages
 
 
 def test_every_cut_and_flipped_byte_is_found(stream):
