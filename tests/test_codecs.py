@@ -73,7 +73,7 @@ OPTIONAL = {
     "jpeg-mozjpeg": ("pyvips", lambda: (MozJpeg(50), MozJpeg(5))),
     "jpeg-xl": ("imagecodecs", lambda: (JpegXl(1.0), JpegXl(15.0))),
     "hevc": ("pillow_heif", lambda: (Hevc(20), Hevc(45))),
-    "vvc": ("imageio_ffmpeg", lambda: (Vvc(24), Vvc(48))),
+    "vvc": ("imageio_ffmpeg", lambda: (Vvc(30), Vvc(48))),
 }
 ABSENT = {
     name: package

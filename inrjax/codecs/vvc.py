@@ -30,11 +30,12 @@ VVC_QPS = (54, 48, 43, 38, 33, 29)
 """On Kodak VVC bpp."""
 
 _MAX_SIDE = 8192
-_MIN_SIDE = 16  # VVenC opens for no smaller picture
+_MIN_SIDE = 32  # VVenC wants 16; ffmpeg gives it a byte a pixel, which noise of 16 x 16 overruns
+_PAD_BITS = 5  # enough for what a single row needs to reach that
 _PEAK, _ZERO = 1023, 512  # 10 bits: the largest value, and the one of no colour
 _KR, _KB = 0.299, 0.114  # weights of red and blue in luma (ITU-R BT.601)
 _TRAILER = b"\x00\x00\x01\x00\xf9"  # start code; layer 0, type 31, first temporal layer
-_TRAILER_DIGITS = 6  # of 7 bits: 32 of the checksum, 4 for the rows to crop, 4 for the columns
+_TRAILER_DIGITS = 6  # of 7 bits: 32 for the checksum, 5 for the rows to crop, 5 for the columns
 
 _RAW = ("-f", "rawvideo", "-pix_fmt", "yuv420p10le")
 _COLOUR = ("-color_range", "pc", "-colorspace", "bt470bg")
@@ -71,8 +72,9 @@ class Vvc:
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One .266 file for each uint8 (height, width, 3) image; progress counts images.
 
-        Raises ValueError for another array, for a side longer than 8192 pixels, or where this
-        platform's ffmpeg has no VVenC.
+        Raises ValueError for another array, for a side longer than 8192 pixels, where this
+        platform's ffmpeg has no VVenC, or where an image needs more than 8 bits a pixel, for which
+        ffmpeg has no room (noise at a qp of 20).
         """
         for image in images:
             check_image(image, "VVC", _MAX_SIDE)
@@ -96,9 +98,10 @@ class Vvc:
             path = Path(folder, "picture.266")
             done = _ffmpeg([*source, *coding, "-f", "vvc", str(path)], _to_yuv(padded))
             if done.returncode or not path.exists():
+                reason = one_line(done.stderr.decode(errors="replace"))[:300]
                 raise ValueError(
-                    "the ffmpeg of imageio-ffmpeg could not encode VVC (VVenC is in the wheels "
-                    f"for Linux from 0.8): {one_line(done.stderr.decode(errors='replace'))[:300]}"
+                    "the ffmpeg of imageio-ffmpeg could not encode VVC (does this platform's have "
+                    f"VVenC, and does the image need under 8 bpp?): {reason}"
                 )
             stream = path.read_bytes()
         return stream + _trailer(stream, pad)
@@ -137,7 +140,7 @@ def _ffmpeg(arguments: Sequence[str], data: bytes) -> subprocess.CompletedProces
 def _trailer(stream: bytes, pad: Sequence[int]) -> bytes:
     """A NAL unit with the checksum and the padding; its digits of 7 bits are never zero bytes,
     which might look like a start code."""
-    value = (_checksum(stream, pad) << 8) | (pad[0] << 4) | pad[1]
+    value = _checksum(stream, pad) << 2 * _PAD_BITS | pad[0] << _PAD_BITS | pad[1]
     digits = (0x80 | value >> 7 * i & 0x7F for i in reversed(range(_TRAILER_DIGITS)))
     return _TRAILER + bytes(digits)
 
@@ -151,8 +154,9 @@ def _split(data: bytes) -> tuple[bytes, tuple[int, int]]:
     value = 0
     for digit in digits:
         value = value << 7 | digit & 0x7F
-    pad = (value >> 4 & 15, value & 15)
-    if value >> 8 != _checksum(stream, pad):
+    mask = (1 << _PAD_BITS) - 1
+    pad = (value >> _PAD_BITS & mask, value & mask)
+    if value >> 2 * _PAD_BITS != _checksum(stream, pad):
         raise BitstreamError("damaged VVC stream: its checksum is wrong")
     return stream, pad
 
