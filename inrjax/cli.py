@@ -66,6 +66,22 @@ CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     ],
     "jpeg2000": lambda _: [codecs.Jpeg2000(r) for r in codecs.classic.JPEG2000_RATIOS],
     "webp": lambda _: [codecs.WebP(q) for q in codecs.classic.WEBP_QUALITIES],
+    "jpeg-progressive": lambda _: [
+        codecs.Jpeg(q, optimize=True, progressive=True) for q in codecs.classic.JPEG_QUALITIES
+    ],
+    "jpeg-optimized-444": lambda _: [
+        codecs.Jpeg(q, optimize=True, subsample=False) for q in codecs.classic.JPEG_QUALITIES
+    ],
+    "jpeg-mozjpeg": lambda _: [codecs.MozJpeg(q) for q in codecs.classic.MOZJPEG_QUALITIES],
+    "avif": lambda _: [codecs.Avif(q) for q in codecs.classic.AVIF_QUALITIES],
+    "jpeg-xl": lambda _: [codecs.JpegXl(d) for d in codecs.modern.JPEG_XL_DISTANCES],
+    "hevc": lambda _: [codecs.Hevc(qp) for qp in codecs.modern.HEVC_QPS],
+    "vvc": lambda _: [codecs.Vvc(qp) for qp in codecs.vvc.VVC_QPS],
+    "png": lambda _: [codecs.Png()],
+    "fmm": lambda _: [codecs.Fmm()],
+    "fmm-jpeg-optimized": lambda _: [
+        codecs.FmmInside(codecs.Jpeg(q, optimize=True)) for q in codecs.fmm.FMM_JPEG_QUALITIES
+    ],
 }
 """Name -> options of a fit (seed, num_steps) -> the codec at each rate; the only such table."""
 
@@ -243,7 +259,8 @@ class Evaluate:
     codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
-    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg2000, webp."""
+    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg-progressive, jpeg-optimized-444,
+    jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0

@@ -49,9 +49,13 @@ _PACKAGES = (
     "pillow",
     "imageio",
     "constriction",
+    "pillow-heif",
+    "imagecodecs",
+    "pyvips-binary",
+    "imageio-ffmpeg",
 )
 
-_PILLOW_LIBRARIES = ("libjpeg_turbo", "jpg_2000", "webp")
+_PILLOW_LIBRARIES = ("libjpeg_turbo", "jpg_2000", "webp", "avif", "zlib_ng")
 
 
 # Run folders

@@ -899,6 +899,24 @@ def test_evaluate_without_a_picture_writes_nothing(run: Run, here: Path, folder:
     assert contents(here) == before
 
 
+def test_evaluate_names_the_command_for_a_missing_package(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("photos").mkdir()
+    save("photos/a.png")
+    before = contents(here)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, extra in (("hevc", "codecs"), ("vvc", "vvc")):
+        result = run("evaluate", "--images", "photos", "--codecs", f"jpeg,{name}", "-o", "run")
+        check_refused(result, 1, name, f"pip install 'inrjax[{extra}]'")
+    assert contents(here) == before
+
+
+def test_every_name_of_evaluate_is_in_its_help(run: Run) -> None:
+    text = " ".join(run("evaluate", "--help").out)
+    assert all(name in text for name in cli.CURVES)
+
+
 def test_evaluate_refuses_two_pictures_of_one_name(run: Run, here: Path) -> None:
     Path("photos").mkdir()
     PIL.Image.open(save("photos/a.png")).save("photos/a.jpg")

@@ -5,26 +5,40 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, inr
-from inrjax.codecs.classic import Jpeg, Jpeg2000, WebP
+from inrjax.codecs import classic, fmm, inr, modern, vvc
+from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
+from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
+from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.vvc import Vvc
 from inrjax.init import Init
 from inrjax.types import BitstreamError, Codec, Image
 
 __all__ = [
     "BY_NAME",
     "BY_TAG",
+    "Avif",
     "Coin",
     "Description",
+    "Fmm",
+    "FmmInside",
+    "Hevc",
     "Jpeg",
     "Jpeg2000",
+    "JpegXl",
     "MetaSiren",
+    "MozJpeg",
+    "Png",
+    "Vvc",
     "WebP",
     "classic",
     "decode_stream",
     "decoder",
     "describe",
+    "fmm",
     "inr",
+    "modern",
+    "vvc",
 ]
 
 BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
@@ -36,8 +50,18 @@ _READERS: tuple[Codec, ...] = (
     MetaSiren(),
     Jpeg(1, optimize=False),
     Jpeg(1, optimize=True),
+    Jpeg(1, optimize=True, progressive=True),
+    Jpeg(1, optimize=True, subsample=False),
+    MozJpeg(1),
     Jpeg2000(1),
     WebP(0),
+    Avif(0),
+    JpegXl(1.0),
+    Hevc(0),
+    Vvc(0),
+    Png(),
+    Fmm(),
+    FmmInside(Jpeg(1, optimize=True)),
 )
 
 BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _READERS}
