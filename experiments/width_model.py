@@ -5,9 +5,9 @@ Command: python -m experiments.width_model --data DIR   (DIR holds cid22/; or se
 Minutes: about 2 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: inrjax/inits/width_model.json; rows in results/width_model/<config hash>/.
 
-Short fits will do: their files are a few percent smaller than those of long ones at every width, and
-the search corrects that. To be run again whenever the packaged inits or MetaSiren's defaults change. ``--smoke``: one small
-crop, one width, few steps.
+Short fits will do: at every width their files are a few percent smaller than those of long ones,
+and the search corrects that. To be run again whenever the packaged inits or MetaSiren's defaults
+change. ``--smoke``: one small crop, one width, few steps.
 """
 
 from __future__ import annotations
