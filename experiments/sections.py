@@ -42,10 +42,13 @@ Row = dict[str, Any]
 """setting, image, num_bytes; ``sections``: name -> bytes; ``tensors``: path -> bits."""
 
 
-def run(config: Config, streams: Mapping[tuple[str, str], bytes], root: Path) -> Path:
-    """Measure streams, by (setting, image); writes rows.json, provenance.json, table.md."""
+def run(
+    config: Config, streams: Mapping[tuple[str, str], bytes], root: Path, device: str | None
+) -> Path:
+    """Measure streams, by (setting, image); writes rows.json, provenance.json (``device``: where
+    they were fitted, None for those of a run), table.md."""
     folder = results.run_folder(root, config)
-    results.write_json(folder / "provenance.json", results.provenance())
+    results.write_json(folder / "provenance.json", results.provenance(device))
     rows = [measure(setting, image, data) for (setting, image), data in streams.items()]
     results.write_json(folder / "rows.json", rows)
     (folder / "table.md").write_text(table(config, rows), "utf-8")
@@ -158,7 +161,8 @@ def main(options: Options) -> Path:
         fit.use_every_core()
         images = smoke_images() if options.smoke else datasets.packaged()
         config, streams = fitted_streams(SMOKE if options.smoke else options.config, images)
-    folder = run(config, streams, options.output)
+    device = None if options.run else results.jax_device()
+    folder = run(config, streams, options.output, device)
     print((folder / "table.md").read_text("utf-8"))
     return folder
 

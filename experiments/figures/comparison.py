@@ -1,6 +1,7 @@
 """Pictures side by side in equal bytes. Drawn from photographs, not from rows: those that come with
 scikit-image or, with ``--images``, those of a folder. The files are coded on the spot and kept in
-runs/figures/, so only the first time takes long: about 20 s on 2 cores for both pictures."""
+runs/figures/, so only the first time takes long: 30 s of processor time for both pictures, half
+of it on each of 2 cores. A fit depends on the number of devices only up to two, as everywhere."""
 
 from __future__ import annotations
 

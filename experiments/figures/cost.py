@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures import numbers
-from experiments.figures.source import OURS, Source
+from experiments.figures.source import OURS, VARIANTS, Source
 from inrjax.plots import Look, Style, draw_curve, measured_looks
 from inrjax.results import Summary
 
@@ -22,8 +23,8 @@ def psnr_seconds(source: Source, style: Style) -> Figure:
     Seconds are wall seconds; those of a batch are divided by its size, and the axis says so.
     Where runs come from several machines, a line under the axes says which codec ran where.
     """
-    known = measured_looks(name for name in source.summaries if name != OURS)
-    known |= measured_looks([OURS])
+    names = [name for name in source.summaries if name not in VARIANTS]
+    known = measured_looks(sorted(names, key=lambda name: name == OURS))  # ours in front
     figure = style.figure(style.double, 0.46)
     left, right = figure.subplots(1, 2)
     handles = []
@@ -41,13 +42,16 @@ def psnr_seconds(source: Source, style: Style) -> Figure:
     sizes = sorted({row.batch_size for row in source.measured})
     of = f"of {sizes[0]}" if len(sizes) == 1 else f"of {sizes[0]} to {sizes[-1]}"
     lines = [f"encode seconds an image (wall, in batches {of} images)"]
-    machines = source.machines()
+    machines = {
+        machine: [known[name].label for name in codecs if name in known]
+        for machine, codecs in source.machines().items()
+    }
     if len(machines) == 1:
         lines.append(f"on {next(iter(machines))}")
     else:
-        for machine, codecs in machines.items():
-            labels = ", ".join(known[name].label for name in codecs)
-            lines.append(f"{machine}: {labels}")
+        letters = int(style.double * 72 / (0.6 * style.font))  # about as many as a line holds
+        for machine, labels in machines.items():
+            lines.append(textwrap.fill(f"on {machine}: {'; '.join(labels)}", letters))
     figure.supxlabel("\n".join(lines), fontsize=style.font)
     figure.legend(handles=handles, loc="outside right upper", handlelength=1.0)
     return figure

@@ -10,6 +10,7 @@ from experiments.figures import numbers
 from experiments.figures.source import (
     NETWORKS,
     OURS,
+    VARIANTS,
     Source,
     split_published,
 )
@@ -36,6 +37,7 @@ def ms_ssim(source: Source, style: Style) -> Figure:
     measured = {
         name: [(s.bpp, numbers.ms_ssim_db(s.ms_ssim)) for s in group if s.ms_ssim is not None]
         for name, group in source.summaries.items()
+        if name not in VARIANTS
     }
     published: dict[str, list[tuple[float, float]]] = {}
     for point in source.published:
@@ -78,7 +80,8 @@ def _psnr(source: Source, style: Style, bpp_range: tuple[float, float]) -> Figur
 
 
 def _measured(source: Source) -> dict[str, list[tuple[float, float]]]:
-    return results.measured_curves(s for group in source.summaries.values() for s in group)
+    shown = [group for name, group in source.summaries.items() if name not in VARIANTS]
+    return results.measured_curves(summary for group in shown for summary in group)
 
 
 def _ours_last(curves: dict[str, list[tuple[float, float]]]) -> dict:

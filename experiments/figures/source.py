@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,9 @@ ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 
 LABELS = {method.name: method.label for method in METHODS}
 """How a published method is printed."""
+
+VARIANTS = ("jpeg-progressive", "jpeg-optimized-444", "fmm-jpeg-optimized")
+"""Codecs among the bars and in the tables only: with their curves, there would be too many."""
 
 NETWORKS = tuple(method.name for method in in_group(INR))
 """Published codecs whose file is a coordinate network, as ours."""
@@ -76,14 +80,15 @@ class Source:
 
     @cached_property
     def measured_by_folder(self) -> dict[Path, list[RDPoint]]:
-        """Rows of each measured run; a codec that several hold is taken from the first."""
+        """Rows of each measured run. A codec that several hold is taken from the first; lossless
+        codecs, which have a rate but no curve, are left out."""
         self.folder(MEASURED[0])
         taken: set[str] = set()
         rows: dict[Path, list[RDPoint]] = {}
         for folder in (folder for experiment in MEASURED for folder in self.folders(experiment)):
             new = [r for r in results.read_rows(folder / "rows.csv") if r.codec not in taken]
             taken |= {row.codec for row in new}
-            rows[folder] = new
+            rows[folder] = without_lossless(new)
         images = {row.image for row in next(iter(rows.values()))}
         for folder, some in rows.items():
             check_images(folder, some, images)
@@ -133,6 +138,12 @@ def provenances(folder: Path) -> list[dict[str, Any]]:
 def date_of(folder: Path) -> datetime:
     """When a run last added rows."""
     return max(datetime.fromisoformat(entry["date"]) for entry in provenances(folder))
+
+
+def without_lossless(rows: Sequence[RDPoint]) -> list[RDPoint]:
+    """The rows of the codecs and settings that lose something on every image."""
+    exact = {(row.codec, row.setting) for row in rows if math.isinf(row.psnr)}
+    return [row for row in rows if (row.codec, row.setting) not in exact]
 
 
 def check_images(folder: Path, rows: Iterable[RDPoint], images: set[str]) -> None:
