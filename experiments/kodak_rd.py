@@ -328,13 +328,10 @@ def _costs(rows: Sequence[RDPoint], costs: Mapping[str, float]) -> str:
 
 def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None:
     """The rate-distortion figure, png and pdf."""
-    shown = (
-        published.curves_to_show(results.read_published(PUBLISHED), published.KODAK_RD)
-        if with_published
-        else {}
-    )
+    curves = results.published_curves(results.read_published(PUBLISHED)) if with_published else {}
+    shown = published.curves_to_show(curves, published.KODAK_RD)
     limits = {"bpp_range": (0.0, 0.7), "psnr_range": (21.0, 34.0)} if with_published else {}
-    plots.save(plots.rd_figure(results.measured_curves(summaries), shown, **limits), path)
+    plots.save(plots.rd_figure(results.measured_curves(summaries), *shown, **limits), path)
 
 
 # ---------------------------------------------------------------------------- the command line

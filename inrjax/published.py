@@ -6,10 +6,9 @@ here or there was measured by this project.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from inrjax.results import PublishedPoint, published_curves
+from typing import TypeAlias
 
 INR = "coordinate network"
 LATENT_GRID = "latent grid"
@@ -30,11 +29,6 @@ class Method:
     label: str
     group: str
     is_estimate: bool = False
-
-    @property
-    def legend(self) -> str:
-        """The label, and after it that the rate is an estimate, if it is."""
-        return f"{self.label} (estimated rate)" if self.is_estimate else self.label
 
 
 # fmt: off
@@ -95,18 +89,26 @@ def in_group(group: str) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method.group == group)
 
 
-def curves_to_show(
-    points: Iterable[PublishedPoint], names: Sequence[str]
-) -> dict[str, list[tuple[float, float]]]:
-    """By legend, the (bpp, PSNR in dB) curve of each named method, in the order of the names.
+Curves: TypeAlias = dict[str, Sequence[tuple[float, float]]]
+"""By method, its (bpp, quality) points."""
 
-    Raises ValueError for a name that the points or `METHODS` do not have.
+
+def curves_to_show(
+    curves: Mapping[str, Sequence[tuple[float, float]]], names: Iterable[str]
+) -> tuple[Curves, Curves]:
+    """The named curves, in the order of the names: those whose rates are sizes of files, and
+    those whose rates are estimates.
+
+    A name without a curve is left out: not every method has every quality. Raises ValueError for
+    a name that `METHODS` does not have.
     """
-    curves = published_curves(points)
-    legends = {method.name: method.legend for method in METHODS}
-    missing = [name for name in names if name not in curves or name not in legends]
-    if missing:
+    estimates = {method.name: method.is_estimate for method in METHODS}
+    names = list(names)
+    unknown = [name for name in names if name not in estimates]
+    if unknown:
         raise ValueError(
-            f"there is no published curve {missing[0]!r}, expected some of {', '.join(curves)}"
+            f"there is no published method {unknown[0]!r}, expected some of {', '.join(estimates)}"
         )
-    return {legends[name]: curves[name] for name in names}
+    shown = {name: curves[name] for name in names if name in curves}
+    files = {name: curve for name, curve in shown.items() if not estimates[name]}
+    return files, {name: curve for name, curve in shown.items() if estimates[name]}

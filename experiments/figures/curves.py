@@ -12,11 +12,10 @@ from experiments.figures.source import (
     OURS,
     VARIANTS,
     Source,
-    split_published,
 )
 from inrjax import results
 from inrjax.plots import Style, rd_figure
-from inrjax.published import BEST_OF_OTHER_KINDS
+from inrjax.published import BEST_OF_OTHER_KINDS, curves_to_show
 
 
 def psnr(source: Source, style: Style) -> Figure:
@@ -44,7 +43,7 @@ def ms_ssim(source: Source, style: Style) -> Figure:
         if point.ms_ssim is not None:
             pair = (point.bpp, numbers.ms_ssim_db(point.ms_ssim))
             published.setdefault(point.method, []).append(pair)
-    shown = split_published(published, BEST_OF_OTHER_KINDS)
+    shown = curves_to_show(published, BEST_OF_OTHER_KINDS)
     return rd_figure(
         _ours_last({name: curve for name, curve in measured.items() if curve}),
         *shown,
@@ -62,7 +61,7 @@ def networks(source: Source, style: Style) -> Figure:
     measured = {name: curve for name, curve in _measured(source).items() if name in (OURS, "coin")}
     return rd_figure(
         _ours_last(measured),
-        *split_published(results.published_curves(source.published), NETWORKS),
+        *curves_to_show(results.published_curves(source.published), NETWORKS),
         bpp_range=(0.0, 0.7),
         psnr_range=None,
         style=style,
@@ -73,7 +72,7 @@ def _psnr(source: Source, style: Style, bpp_range: tuple[float, float]) -> Figur
     published = results.published_curves(source.published)
     return rd_figure(
         _ours_last(_measured(source)),
-        *split_published(published, BEST_OF_OTHER_KINDS),
+        *curves_to_show(published, BEST_OF_OTHER_KINDS),
         bpp_range=bpp_range,
         style=style,
     )

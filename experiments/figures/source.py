@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -158,12 +158,3 @@ def check_images(folder: Path, rows: Iterable[RDPoint], images: set[str]) -> Non
                 f"{folder} has {codec} {setting} on {len(found)} images, expected the same "
                 f"{len(images)} for all: finish the run or name another"
             )
-
-
-def split_published(
-    curves: Mapping[str, Sequence[tuple[float, float]]], methods: Iterable[str]
-) -> tuple[dict, dict]:
-    """Those of the curves, in the order of ``methods``, with real rates and with estimated ones."""
-    shown = {name: curves[name] for name in methods if name in curves}
-    files = {name: curve for name, curve in shown.items() if name not in ESTIMATED}
-    return files, {name: curve for name, curve in shown.items() if name in ESTIMATED}
