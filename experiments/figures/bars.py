@@ -48,7 +48,7 @@ def bd_rates(source: Source, style: Style) -> Figure:
     )
     ends = [end for bar in (*measured, *published) for end in (bar.percent, *(bar.ends or ()))]
     low, high = min(*ends, 0.0), max(*ends, 0.0)
-    margin = 0.05 * style.font * (high - low)  # for the numbers beside the bars
+    margin = 0.09 * style.font * (high - low)  # for the numbers beside the bars
     left.set_xlim(low - margin, high + margin)
     figure.supxlabel(
         "BD-rate of MetaSiren against each codec (%), fewer bits below 0", fontsize=style.font
