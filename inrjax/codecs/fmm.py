@@ -20,7 +20,7 @@ from inrjax.imagefile import check_image, encode_each
 from inrjax.types import BitstreamError, Codec, Image, OnProgress
 
 FMM_JPEG_QUALITIES = (5, 17, 45, 80, 95)
-"""On Kodak FMJ bpp."""
+"""On Kodak 0.06 to 1.45 bpp."""
 
 MODULUS = 5
 _LARGEST = 255 // MODULUS  # the largest quotient, 51
