@@ -20,7 +20,7 @@ from statistics import fmean
 
 import tyro
 
-from experiments.kodak_rd import ROOT, print_progress, smoke_images
+from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
 from inrjax import codecs, datasets, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
@@ -70,6 +70,13 @@ def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -
     images_text = f"{len(images)} images ({config.images})"
     made = {"command": command, "images": images_text, "config": folder.name, "widths": widths}
     results.write_json(output, made)
+    lines = [
+        [width, f"{2 ** row['log2_bytes']:.0f}", f"{row['psnr']:.2f}"]
+        for width, row in widths.items()
+    ]
+    title = f"# What a width costs, {images_text}, {config.num_steps} steps, seed {config.seed}"
+    table = markdown(["width", "bytes, geometric mean", "PSNR dB, mean"], lines)
+    (folder / "table.md").write_text(f"{title}\n\n{table}\n", "utf-8")
     return output
 
 

@@ -1381,7 +1381,10 @@ def _write_report(options: WriteReport) -> int:
     _require_writable(target.parent)
     if not options.overwrite:
         _require_new([target])
-    decoders = {name: curve({})[0] for name, curve in CURVES.items()}
+    decoders = {}
+    for name in codecs.BY_NAME:
+        with contextlib.suppress(ValueError):  # its package is not installed: the report says so
+            decoders[name] = codecs.decoder(name)
     with _progress("decoding") as on_progress:
         made = report.build_report(
             options.run,

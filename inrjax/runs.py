@@ -192,9 +192,10 @@ def stored_rows(run: Run) -> list[Stored]:
 
 
 def _stream(folder: Path, row: RDPoint) -> Path | None:
-    if row.codec not in codecs.BY_NAME:
+    try:
+        suffix = getattr(codecs.decoder(row.codec), "suffix", ".bin")
+    except ValueError:  # a codec of the user's own, or one whose package is not installed
         return None
-    suffix = getattr(codecs.BY_NAME[row.codec], "suffix", ".bin")
     return row_stream_path(folder, row.codec, row.setting, row.image, suffix)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -233,6 +235,27 @@ def test_the_decoder_of_a_name_reads_the_streams_of_any_setting(name: str) -> No
         stream = (ROOT / "tests" / "golden" / f"v1_{name}.inr").read_bytes()
         expected = codecs.decode_stream(stream)
     assert np.array_equal(decoder.decode([stream])[0], expected)
+
+
+def test_codecs_import_without_any_optional_package() -> None:
+    hidden = [*NEEDS.values(), "plotly", "jinja2"]
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({hidden!r}))
+from inrjax import codecs
+assert codecs.decoder("jpeg").name == "jpeg"
+for name in {list(NEEDS)!r}:
+    try:
+        codecs.decoder(name)
+    except ValueError as error:
+        assert "pip install" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_name_that_no_codec_has_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
@@ -45,28 +46,26 @@ BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
 """The codec of each tag that an .inr file can name."""
 
 
-_READERS: tuple[Codec, ...] = (
-    Coin(),
-    MetaSiren(),
-    Jpeg(1, optimize=False),
-    Jpeg(1, optimize=True),
-    Jpeg(1, optimize=True, progressive=True),
-    Jpeg(1, optimize=True, subsample=False),
-    MozJpeg(1),
-    Jpeg2000(1),
-    WebP(0),
-    Avif(0),
-    JpegXl(1.0),
-    Hevc(0),
-    Vvc(0),
-    Png(),
-    Fmm(),
-    FmmInside(Jpeg(1, optimize=True)),
-)
-
-BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _READERS}
-"""A codec of each name that a row of a table can have. Decoding needs no setting: any one reads
-the streams of all."""
+BY_NAME: dict[str, Callable[[], Codec]] = {
+    "coin": Coin,
+    "meta-siren": MetaSiren,
+    "jpeg": lambda: Jpeg(1, optimize=False),
+    "jpeg-optimized": lambda: Jpeg(1, optimize=True),
+    "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
+    "jpeg-optimized-444": lambda: Jpeg(1, optimize=True, subsample=False),
+    "jpeg-mozjpeg": lambda: MozJpeg(1),
+    "jpeg2000": lambda: Jpeg2000(1),
+    "webp": lambda: WebP(0),
+    "avif": lambda: Avif(0),
+    "jpeg-xl": lambda: JpegXl(1.0),
+    "hevc": lambda: Hevc(0),
+    "vvc": lambda: Vvc(0),
+    "png": Png,
+    "fmm": Fmm,
+    "fmm-jpeg-optimized": lambda: FmmInside(Jpeg(1, optimize=True)),
+}
+"""How to make a codec of each name that a row of a table can have; ValueError where its package is
+not installed. Decoding needs no setting: any one reads the streams of all."""
 
 
 class Description(NamedTuple):
@@ -104,13 +103,13 @@ def decoder(name: str, init: Init | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
     ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises ValueError for a name
-    that is not in `BY_NAME`.
+    that is not in `BY_NAME`, or whose optional package is not installed.
     """
     if name not in BY_NAME:
         raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
     if name == MetaSiren().name and init is not None:
         return MetaSiren(width=init.net.width, init=init)
-    return BY_NAME[name]
+    return BY_NAME[name]()
 
 
 def decode_stream(data: bytes, init: Init | None = None) -> Image:
