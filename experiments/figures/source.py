@@ -31,7 +31,7 @@ ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 LABELS = {method.name: method.label for method in METHODS}
 """How a published method is printed."""
 
-VARIANTS = ("jpeg-progressive", "jpeg-optimized-444", "fmm-jpeg-optimized")
+VARIANTS = ("jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized")
 """Codecs among the bars and in the tables only: with their curves, there would be too many."""
 
 NETWORKS = tuple(method.name for method in in_group(INR))
