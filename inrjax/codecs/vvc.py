@@ -128,7 +128,7 @@ def _decode_one(data: bytes) -> Image:
 
 
 def _ffmpeg(arguments: Sequence[str], data: bytes) -> subprocess.CompletedProcess[bytes]:
-    import imageio_ffmpeg
+    import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", "error", *arguments]
     return subprocess.run(command, input=data, capture_output=True, check=False)
@@ -204,7 +204,7 @@ def _doubled(plane: np.ndarray) -> np.ndarray:
 def library_versions() -> dict[str, str]:
     """The versions of ffmpeg and VVenC, as they say them, empty where they are not installed."""
     try:
-        import imageio_ffmpeg
+        import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {}
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "debug", *_RAW, "-s", "16x16", "-i", "pipe:"]
