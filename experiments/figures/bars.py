@@ -48,8 +48,9 @@ def bd_rates(source: Source, style: Style) -> Figure:
     )
     ends = [end for bar in (*measured, *published) for end in (bar.percent, *(bar.ends or ()))]
     low, high = min(*ends, 0.0), max(*ends, 0.0)
-    margin = 0.09 * style.font * (high - low)  # for the numbers beside the bars
-    left.set_xlim(low - margin, high + margin)
+    # Numbers stand on the right of the bars, where no label can be in their way.
+    margin = 0.06 * style.font * (high - low)
+    left.set_xlim(low - 0.05 * (high - low), high + margin)
     figure.supxlabel(
         "BD-rate of MetaSiren against each codec (%), fewer bits below 0", fontsize=style.font
     )
@@ -93,13 +94,12 @@ def _draw(
         low, high = bar.ends or (bar.percent, bar.percent)
         if bar.ends:
             axes.plot((low, high), (place, place), color="black", marker="|")
-        left = bar.percent < 0
         axes.annotate(
             f"{bar.percent:+.1f}",
-            (min(low, 0.0) if left else max(high, 0.0), place),
-            xytext=(-offset if left else offset, 0),
+            (max(high, 0.0), place),
+            xytext=(offset, 0),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha="left",
             va="center",
         )
     axes.axvline(0, color="black", linewidth=0.8)
