@@ -73,7 +73,14 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     for optimizer_name, optimizer in compared.items():
         for init_name, init in inits.items():
             series = [
-                codecs.MetaSiren(config.width, steps, config.seed, init=init, optimizer=optimizer)
+                codecs.MetaSiren(
+                    config.width,
+                    steps,
+                    config.seed,
+                    init=init,
+                    optimizer=optimizer,
+                    points_per_step=POINTS_PER_STEP,
+                )
                 for steps in config.steps
             ]
             part = folder / f"{optimizer_name.lower()}_{init_name}"
@@ -148,6 +155,9 @@ def _bytes_at_equal_psnr(learned: Sequence[Summary], random: Sequence[Summary]) 
         f"{at(random):.0f} bytes ({100 * (at(learned) / at(random) - 1):+.1f} %)."
     )
 
+
+POINTS_PER_STEP = 12_288
+"""Pixels of a step, as when the committed table was made."""
 
 SMOKE = Config(steps=(2,), num_images=1, images="smoke")
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from inrjax import codecs, datasets, metrics, optimizers, overfit, plots, results
+from inrjax import codecs, compare, datasets, optimizers, overfit, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image, write_image
@@ -37,16 +37,6 @@ from inrjax.types import Codec, Image, RDPoint
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "results" / "published" / "kodak.csv"
-SHOWN = (
-    "COIN",
-    "Strumpler basic (8 bit)",
-    "Strumpler meta-learned (7 bit)",
-    "RECOMBINER",
-    "VC-INR",
-)
-"""Published curves in the figure: the coordinate networks that ours stands among."""
-
-STRUMPLER = "Strumpler meta-learned (7 bit)"
 COIN_PUBLISHED = {
     (20, 5): (0.0736, 23.21),
     (30, 5): (0.1604, 24.64),
@@ -62,9 +52,10 @@ class Config:
     """What is measured. ``inits``: digests of the packaged inits, filled in when it runs."""
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
-    num_steps: int = 2000
+    num_steps: int = codecs.MetaSiren.num_steps
     coin_shapes: tuple[tuple[int, int], ...] = tuple(COIN_PUBLISHED)
     coin_steps: int = 600
+    coin_points_per_step: int = 12_288
     jpeg_qualities: tuple[int, ...] = classic.JPEG_QUALITIES
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS
     webp_qualities: tuple[int, ...] = classic.WEBP_QUALITIES
@@ -87,18 +78,23 @@ def build_codecs(config: Config) -> list[Codec]:
     fitted: dict[str, Any] = {
         "seed": config.seed,
         "optimizer": optimizers.Muon(config.learning_rate),
-        "points_per_step": config.points_per_step,
     }
+    points, coin_points = config.points_per_step, config.coin_points_per_step
     return [
         *(codecs.Jpeg(q, optimize=False) for q in config.jpeg_qualities),
         *(codecs.Jpeg(q, optimize=True) for q in config.jpeg_qualities),
         *(codecs.Jpeg2000(r) for r in config.jpeg2000_ratios),
         *(codecs.WebP(q) for q in config.webp_qualities),
         *(
-            codecs.MetaSiren(w, config.num_steps, slope=config.slope, **fitted)
+            codecs.MetaSiren(
+                w, config.num_steps, slope=config.slope, points_per_step=points, **fitted
+            )
             for w in config.widths
         ),
-        *(codecs.Coin(w, d, config.coin_steps, **fitted) for w, d in config.coin_shapes),
+        *(
+            codecs.Coin(w, d, config.coin_steps, points_per_step=coin_points, **fitted)
+            for w, d in config.coin_shapes
+        ),
     ]
 
 
@@ -212,8 +208,9 @@ def table(
     parts = [
         f"# Rate and distortion on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
-        f"steps, COIN {config.coin_steps} steps, both of Muon on 12,288 pixels a step (COIN as "
-        "published: 50,000 full-image steps of Adam); PSNR is the mean of the images' PSNRs, the "
+        f"steps of {config.points_per_step} pixels, COIN {config.coin_steps} steps of "
+        f"{config.coin_points_per_step}, both of Muon (COIN as published: 50,000 full-image steps "
+        "of Adam); PSNR is the mean of the images' PSNRs, the "
         "PSNR of the mean error beside it. Bytes are whole files; what a decoder shares beside "
         "them (the init) is in its own column.",
         _points(summaries),
@@ -258,18 +255,16 @@ def _shared_bytes(summary: Summary) -> str:
     return str(packaged_init(width).shared_bytes)
 
 
-Curve = Sequence[tuple[float, float]]
-
-
 def _bd_rates(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summary]) -> str:
     curves = results.measured_curves(summaries)
+    by_codec = {name: [row for row in rows if row.codec == name] for name in curves}
     ours = curves["meta-siren"]
     lines = []
     for anchor in (name for name in curves if name != "meta-siren"):
-        per_image = _per_image_bd_rates(rows, anchor)
-        mean = f"{fmean(per_image):+.1f} % ({len(per_image)} images)" if per_image else "no overlap"
+        images = compare.bd_rates_of_images(by_codec[anchor], by_codec["meta-siren"])
+        mean = f"{fmean(images.values()):+.1f} % ({len(images)} images)" if images else "no overlap"
         lines.append(
-            [anchor, _bd_rate(curves[anchor], ours), mean, _bd_rate(curves[anchor], ours, 26, 32)]
+            [anchor, _bd_rate(curves[anchor], ours), mean, _bd_rate(curves[anchor], ours, (26, 32))]
         )
     header = [
         "anchor, measured", "curve of means", "mean of per-image BD-rates",
@@ -277,40 +272,23 @@ def _bd_rates(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summa
     ]  # fmt: skip
     if config.images != "kodak":
         return markdown(header, lines)
-    published = results.published_curves(results.read_published(PUBLISHED))
+    theirs = results.published_curves(results.read_published(PUBLISHED))
     other = markdown(
         ["anchor, published (not measured here)", "BD-rate of our measured curve against it"],
-        [[name, _bd_rate(published[name], ours)] for name in SHOWN],
+        [[name, _bd_rate(theirs[name], ours)] for name in published.KODAK_RD],
     )
     return markdown(header, lines) + "\n\n" + other
 
 
-def _bd_rate(anchor: Curve, curve: Curve, low: float = -1e9, high: float = 1e9) -> str:
-    """BD-rate with the range of PSNR it covers: the common one, cut to [low, high] dB."""
-    ends = [(min(p for _, p in c), max(p for _, p in c)) for c in (anchor, curve)]
-    low, high = max(low, *(e[0] for e in ends)), min(high, *(e[1] for e in ends))
-    if low >= high or min(len(anchor), len(curve)) < 2:
+def _bd_rate(
+    anchor: compare.Points, curve: compare.Points, interval: compare.Interval | None = None
+) -> str:
+    """BD-rate with the range of PSNR it covers: the common one, cut to the interval in dB."""
+    try:
+        rate = compare.bd_rate_of_curves(anchor, curve, interval)
+    except ValueError:  # no common range, or the single rate of a smoke test
         return "no overlap"
-    rate = metrics.bd_rate(*_columns(anchor), *_columns(curve), interval=(low, high))
-    return f"{rate.percent:+.1f} % ({low:.1f}-{high:.1f} dB)"
-
-
-def _columns(curve: Curve) -> tuple[list[float], list[float]]:
-    return [bpp for bpp, _ in curve], [psnr for _, psnr in curve]
-
-
-def _per_image_bd_rates(rows: Sequence[RDPoint], anchor: str) -> list[float]:
-    rates = []
-    for image in sorted({row.image for row in rows}):
-        own, other = (
-            sorted((r.bpp, r.psnr) for r in rows if (r.codec, r.image) == (name, image))
-            for name in ("meta-siren", anchor)
-        )
-        try:
-            rates.append(metrics.bd_rate(*_columns(other), *_columns(own)).percent)
-        except ValueError:
-            continue  # no common range of PSNR, or a curve that is not a curve: counted by length
-    return rates
+    return f"{rate.percent:+.1f} % ({rate.low_db:.1f}-{rate.high_db:.1f} dB)"
 
 
 def _coin(config: Config, summaries: Sequence[Summary]) -> str:
@@ -350,12 +328,10 @@ def _costs(rows: Sequence[RDPoint], costs: Mapping[str, float]) -> str:
 
 def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None:
     """The rate-distortion figure, png and pdf."""
-    published = (
-        results.published_curves(results.read_published(PUBLISHED)) if with_published else {}
-    )
-    shown = {name: curve for name, curve in published.items() if name in SHOWN}
+    curves = results.published_curves(results.read_published(PUBLISHED)) if with_published else {}
+    shown = published.curves_to_show(curves, published.KODAK_RD)
     limits = {"bpp_range": (0.0, 0.7), "psnr_range": (21.0, 34.0)} if with_published else {}
-    plots.save(plots.rd_figure(results.measured_curves(summaries), shown, **limits), path)
+    plots.save(plots.rd_figure(results.measured_curves(summaries), *shown, **limits), path)
 
 
 # ---------------------------------------------------------------------------- the command line

@@ -35,7 +35,7 @@ class Config:
     num_steps: int = 2000
     """Outer steps of MAML at each width."""
     prior_images: int = 8
-    prior_steps: int = 1000
+    prior_steps: int = 3000
     points: int = 4096
     max_images: int = 143
     seed: int = 0

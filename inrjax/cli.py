@@ -16,13 +16,14 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -36,9 +37,12 @@ from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
     from inrjax.codecs import Coin, MetaSiren
+    from inrjax.compare import BDResult
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
+    from inrjax.ratecontrol import Target
     from inrjax.results import Summary
+    from inrjax.runs import Run
     from inrjax.types import RDPoint
 
 BATCH_PIXELS = 10_000_000
@@ -62,11 +66,48 @@ CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     ],
     "jpeg2000": lambda _: [codecs.Jpeg2000(r) for r in codecs.classic.JPEG2000_RATIOS],
     "webp": lambda _: [codecs.WebP(q) for q in codecs.classic.WEBP_QUALITIES],
+    "jpeg-progressive": lambda _: [
+        codecs.Jpeg(q, optimize=True, progressive=True) for q in codecs.classic.JPEG_QUALITIES
+    ],
+    "jpeg-optimized-444": lambda _: [
+        codecs.Jpeg(q, optimize=True, subsample=False) for q in codecs.classic.JPEG_QUALITIES
+    ],
+    "jpeg-mozjpeg": lambda _: [codecs.MozJpeg(q) for q in codecs.classic.MOZJPEG_QUALITIES],
+    "avif": lambda _: [codecs.Avif(q) for q in codecs.classic.AVIF_QUALITIES],
+    "jpeg-xl": lambda _: [codecs.JpegXl(d) for d in codecs.modern.JPEG_XL_DISTANCES],
+    "hevc": lambda _: [codecs.Hevc(qp) for qp in codecs.modern.HEVC_QPS],
+    "vvc": lambda _: [codecs.Vvc(qp) for qp in codecs.vvc.VVC_QPS],
+    "png": lambda _: [codecs.Png()],
+    "fmm": lambda _: [codecs.Fmm()],
+    "fmm-jpeg-optimized": lambda _: [
+        codecs.FmmInside(codecs.Jpeg(q, optimize=True)) for q in codecs.fmm.FMM_JPEG_QUALITIES
+    ],
 }
 """Name -> options of a fit (seed, num_steps) -> the codec at each rate; the only such table."""
 
 
 # ---------------------------------------------------------------- the options
+
+
+def _number(low: float, high: float) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a number in a range."""
+
+    def read(words: list[str]) -> float:
+        try:
+            value = float(words[0])
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"got {words[0]!r}, expected a number in {low:g}..{high:g}")
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, float),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
@@ -87,12 +128,15 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
+_IMAGES = _whole(1, 10**6)
 _PROCESSES, _PROCESS = _whole(1, 2**16), _whole(0, 2**16 - 1)
 _OUTPUT = arg(aliases=("-o",), metavar="PATH")
 _INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
 _FROM_CODEC = arg(help_behavior_hint="(default: the codec's own)")
 _FROM_CLUSTER = arg(help_behavior_hint="(default: the cluster's)")
 _REQUIRED = "(required)"
+_BY_WIDTH = arg(help_behavior_hint="(default: by --width)")
 
 
 @dataclass(frozen=True)
@@ -107,6 +151,8 @@ class Encode:
       inrjax encode photo.png -o photo.inr
       inrjax encode photos/*.png -o out/              out/NAME.inr for NAME.png
       inrjax encode photos/*.png -o out/ --width 48   larger and better
+      inrjax encode photo.png -o out/ --target-bpp 0.2
+      inrjax encode photo.png -o out/ --max-bytes 5000
       inrjax encode photos/*.png -o out/ --resume     goes on where it stopped
       srun inrjax encode photos/*.png -o out/ --distributed
 
@@ -124,8 +170,16 @@ class Encode:
     """Fit from a meta-learned network and entropy-code, or from random weights in 16 bits each."""
     width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: 32; coin: 30)")] = None
     """Width of the network's layers. It sets the size of the file."""
-    steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
+    target_bpp: Annotated[float | None, _BPP, _BY_WIDTH] = None
+    """Bits per pixel of each file, within 2 %. Takes two to three times as long."""
+    target_psnr: Annotated[float | None, _PSNR, _BY_WIDTH] = None
+    """PSNR of each file in dB, within 0.1 dB."""
+    max_bytes: Annotated[int | None, _BYTES, _BY_WIDTH] = None
+    """Bytes of each file at most, and not many fewer."""
+    steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: by --preset)")] = None
     """Steps of the fit."""
+    preset: Literal["fast", "default", "best"] = "default"
+    """How long meta-siren fits; longer fits give smaller and better files."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers: on one machine, the same seed gives the same file."""
     init: Annotated[Path | None, _INIT] = None
@@ -205,11 +259,115 @@ class Evaluate:
     codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
-    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg2000, webp."""
+    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg-progressive, jpeg-optimized-444,
+    jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
+
+
+@dataclass(frozen=True)
+class BdRate:
+    """Compare two tables of measured rows: bits at equal quality, quality at equal bits.
+
+    A is the anchor: below 0 %, B needs fewer bits. Intervals are over the pictures, by bootstrap.
+
+    Picture by picture and on the curve of means, over what both curves cover.
+
+    Without codec names, A has one codec, or the two tables share their codecs.
+
+    Examples:
+      inrjax bdrate jpeg/rows.csv ours/rows.csv
+      inrjax bdrate old/rows.csv new/rows.csv --metric ms_ssim
+      inrjax bdrate run/rows.csv run/rows.csv --codec-a jpeg
+      inrjax bdrate results/published/kodak.csv run/rows.csv --anchor-published COIN
+    """
+
+    anchor: Annotated[Positional[Path], arg(metavar="A.csv")]
+    """Rows of the anchor, or published curves (with --anchor-published)."""
+    table: Annotated[Positional[Path], arg(metavar="B.csv")]
+    """Rows of what is compared with it."""
+    metric: Literal["psnr", "psnr_y", "psnr_ycbcr", "ssim", "ms_ssim"] = "psnr"
+    """The quality; SSIM and MS-SSIM are compared as -10 log10(1 - value) dB."""
+    codec_a: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """The codec in A."""
+    codec_b: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None
+    """The codec in B."""
+    anchor_published: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint="")] = None
+    """The published curve in A that is the anchor. It was not measured here."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ListRuns:
+    """List the runs in a folder: what, when, on what, how much, whether it is whole.
+
+    Examples:
+      inrjax results list
+      inrjax results list somewhere/
+    """
+
+    root: Annotated[Positional[Path], arg(metavar="DIR")] = Path("results")
+    """A folder with run folders at any depth."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class ShowRun:
+    """Show one run: its config, what made it, and the means of its rows.
+
+    Examples:
+      inrjax results show run/
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder: the one that holds config.json."""
+
+
+@dataclass(frozen=True)
+class VerifyRun:
+    """Measure rows of a run again from its stored files, and say which no longer hold.
+
+    Another process decodes a random sample of the files.
+
+    Bytes, SHA-256 and size must be equal, PSNR within 0.01 dB, SSIM and MS-SSIM within 0.0001.
+
+    Examples:
+      inrjax results verify run/ --images photos/
+      inrjax results verify run/ --images photos/ --sample 100 --seed 1
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder, with the files that were measured in it."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of the original pictures. Quality is not checked without."""
+    sample: Annotated[int, _whole(1, 10**9)] = 20
+    """How many rows."""
+    seed: Annotated[int, _SEED] = 0
+    """Of the sample."""
+    init: Annotated[Path | None, _INIT] = None
+    """The network that the files were made with, if it was given by --init."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Look at runs that were measured: list, show, verify.
+
+    Examples:
+      inrjax results list
+      inrjax results show results/kodak_rd/f8b7f45e568a
+      inrjax results verify run/ --images photos/
+    """
+
+    action: Annotated[
+        Annotated[ListRuns, subcommand("list", prefix_name=False)]
+        | Annotated[ShowRun, subcommand("show", prefix_name=False)]
+        | Annotated[VerifyRun, subcommand("verify", prefix_name=False)],
+        arg(name=""),
+    ]
 
 
 @dataclass(frozen=True)
@@ -256,6 +414,31 @@ class Quickstart:
     """The folder for files, table and pictures (made if it is not there)."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """Show a run of `inrjax evaluate` as one HTML page, with plot, pictures and tables.
+
+    Its viewer lays two pictures over each other: the original, ours, JPEG at as many bytes.
+
+    The page is one file that needs no network. Needs: pip install 'inrjax[report]'
+
+    Examples:
+      inrjax report run/ -o report.html --images photos/
+      inrjax report quickstart_out/ -o report.html
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder that `inrjax evaluate` or `inrjax quickstart` made."""
+    output: Annotated[Path, arg(aliases=("-o",), metavar="HTML")]
+    """The file to write, ending in .html."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """The folder of pictures that was evaluated. A run holds no originals."""
+    max_images: Annotated[int, _IMAGES] = 6
+    """Images in the viewer at most. Its pictures are most of the file's size."""
+    overwrite: bool = False
+    """Replace the file if it is there already."""
 
 
 # ---------------------------------------------------------------- talking
@@ -474,7 +657,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     """A ValueError from the block, which knows of bytes or pixels only, gets the file's name."""
     try:
         yield
@@ -537,21 +720,66 @@ class Each:
 
 
 def _encode(options: Encode) -> int:
-    codec = _inr_codec(options)
+    codec, target = _inr_codec(options), _target(options)
     _check_processes(options)
     each = Each()
     with _together(options, each) as team:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
-        pairs = _own_share(codec, planned, options, team)
+        pairs = _own_share(codec, target, planned, options, team)
         _use_every_core()
         with each.all(len(pairs)):
             for batch in _batches(pairs, each):
-                for path, stream in _encode_batch(codec, batch, each).items():
+                for path, stream in _streams(codec, target, batch, each):
                     with each.file(), _naming(path):
                         _keep(codec, batch[path], stream, path, pairs[path])
                         each.num_done += 1
     return each.exit_code
+
+
+def _target(options: Encode) -> Target | None:
+    """What is wanted of each file, if its size is not left to the width."""
+    wanted = {
+        "--target-bpp": options.target_bpp,
+        "--target-psnr": options.target_psnr,
+        "--max-bytes": options.max_bytes,
+    }
+    given = [name for name, value in wanted.items() if value is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise OptionError(f"{given[0]} and {given[1]} exclude each other: give one of them")
+    if options.width is not None:
+        raise OptionError(f"{given[0]} chooses the width: drop --width")
+    if options.codec == "coin":
+        raise OptionError(f"coin's files have one size for each --width: drop {given[0]}")
+    from inrjax import ratecontrol
+
+    if options.target_bpp is not None:
+        return ratecontrol.TargetBpp(options.target_bpp)
+    if options.target_psnr is not None:
+        return ratecontrol.TargetPsnr(options.target_psnr)
+    assert options.max_bytes is not None
+    return ratecontrol.MaxBytes(options.max_bytes)
+
+
+def _streams(
+    codec: Coin | MetaSiren, target: Target | None, batch: Mapping[Path, Image], each: Each
+) -> Iterator[tuple[Path, bytes]]:
+    """A stream for each picture that can be encoded; the others are reported. With a target, each
+    is there as soon as it is made."""
+    if target is None:
+        yield from _encode_batch(codec, batch, each).items()
+        return
+    from inrjax import ratecontrol
+
+    assert isinstance(codec, codecs.MetaSiren)
+    for path, image in batch.items():
+        with each.file(), _naming(path):
+            with _progress(f"fitting {path.name}") as on_progress:
+                model = ratecontrol.packaged_model()
+                made = ratecontrol.encode_to(image, target, codec, model, on_progress)
+            yield path, made.stream
 
 
 def _check_processes(options: Encode) -> None:
@@ -597,7 +825,11 @@ def _together(options: Encode, each: Each) -> Iterator[Team | None]:
 
 
 def _own_share(
-    codec: Coin | MetaSiren, pairs: Mapping[Path, Path], options: Encode, team: Team | None
+    codec: Coin | MetaSiren,
+    target: Target | None,
+    pairs: Mapping[Path, Path],
+    options: Encode,
+    team: Team | None,
 ) -> dict[Path, Path]:
     """The pictures that are this process's to fit, with their files.
 
@@ -612,7 +844,7 @@ def _own_share(
     index, count = (team.place.index, team.place.count) if team else (0, 1)
     missing = distributed.share(range(len(items)), index, count)
     if options.resume:
-        missing = [i for i in missing if not _is_made(codec, *items[i])]
+        missing = [i for i in missing if not _is_made(codec, target, *items[i])]
     found = {"missing": missing, "command": repr(replace(options, process_id=None))}
     everyone = team.gather(found) if team else [found]
     if any(other["command"] != found["command"] for other in everyone):
@@ -626,8 +858,9 @@ def _own_share(
     return dict(items[i] for i in distributed.share(to_fit, index, count))
 
 
-def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
-    """Whether a file is there, is intact, and is of this net and of a picture of this size."""
+def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target: Path) -> bool:
+    """Whether a file is there, is intact, and is of this net and of a picture of this size; with a
+    target, of any net, and as it is wanted."""
     try:
         data = target.read_bytes()
         stream = bitstream.peek(data)
@@ -636,11 +869,26 @@ def _is_made(codec: Coin | MetaSiren, path: Path, target: Path) -> bool:
         size = _picture_size(path)
     except (OSError, ValueError):
         return False
+    if size != (stream.height, stream.width):
+        return False
+    if wanted is not None:
+        return stream.tag == codec.tag and _meets(wanted, data, codec, path)
     if isinstance(codec, codecs.MetaSiren):
         same_net = context == (codec.init or packaged_init(codec.width)).digest
     else:
         same_net = stream.sections[0] == codec.width.to_bytes(2, "little") + bytes([codec.depth])
-    return same_net and size == (stream.height, stream.width)
+    return same_net
+
+
+def _meets(wanted: Target, data: bytes, codec: Coin | MetaSiren, path: Path) -> bool:
+    from inrjax import metrics, ratecontrol
+
+    try:
+        image, [image_hat] = images.read_image(path).image, codec.decode([data])
+    except ValueError:
+        return False
+    bpp = metrics.bpp(len(data), *image.shape[:2])
+    return wanted.is_met(ratecontrol.Measured(data, bpp, metrics.psnr(image, image_hat)))
 
 
 def _picture_size(path: Path) -> tuple[int, int]:
@@ -661,7 +909,15 @@ _EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def _inr_codec(options: Encode) -> Coin | MetaSiren:
-    given = {"width": options.width, "num_steps": options.steps, "seed": options.seed}
+    if options.preset != "default" and (options.steps is not None or options.codec == "coin"):
+        raise OptionError(
+            f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
+            "and --codec coin"
+        )
+    steps = options.steps
+    if options.codec == "meta-siren" and steps is None:
+        steps = codecs.inr.PRESETS[options.preset]
+    given = {"width": options.width, "num_steps": steps, "seed": options.seed}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.init is not None:
         if options.codec == "coin":
@@ -764,6 +1020,299 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+# ---------------------------------------------------------------- bdrate
+
+
+def _bdrate(options: BdRate) -> int:
+    from inrjax import results
+
+    if results.is_published(options.table):
+        raise ValueError(
+            f"{options.table} holds published curves, which were not measured here: one can only "
+            "be the anchor, named first and with --anchor-published METHOD"
+        )
+    if options.anchor_published is not None:
+        compared = _against_published(options)
+    else:
+        compared = _against_measured(options)
+    each, found = Each(), []
+    for names, compare_pair in compared:
+        with each.file(), _naming(f"{names['codec']} against {names['anchor']}"):
+            found.append(names | compare_pair())
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print("\n\n".join(_comparison(one) for one in found))
+    return each.exit_code
+
+
+_Compared = list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
+"""What is compared with what, and the work of it."""
+
+
+def _against_measured(options: BdRate) -> _Compared:
+    from inrjax import compare, results
+
+    if results.is_published(options.anchor):
+        methods = list(results.published_curves(results.read_published(options.anchor)))
+        raise ValueError(
+            f"{options.anchor} holds published curves, which were not measured here: add "
+            f"--anchor-published METHOD, one of {', '.join(methods)}"
+        )
+    a, b = (_rows_by_codec(path) for path in (options.anchor, options.table))
+
+    def compared(name_a: str, name_b: str) -> Callable[[], dict[str, Any]]:
+        pair = a[name_a], b[name_b], options.metric, compare.BOOTSTRAP
+        return lambda: _results(compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair), "")
+
+    return [
+        (
+            {"codec": name_b, "anchor": name_a},
+            compared(name_a, name_b),
+        )
+        for name_a, name_b in _pairs(options, list(a), list(b))
+    ]
+
+
+def _against_published(options: BdRate) -> _Compared:
+    from inrjax import compare, datasets, results
+
+    if options.codec_a is not None:
+        raise OptionError("--codec-a names measured rows: drop it, or --anchor-published")
+    if not results.is_published(options.anchor):
+        raise ValueError(
+            f"{options.anchor} holds no published curves: name a table such as "
+            "results/published/kodak.csv first, or drop --anchor-published"
+        )
+    points = results.read_published(options.anchor)
+    methods = list(dict.fromkeys(point.method for point in points))
+    method = options.anchor_published
+    if method not in methods:
+        raise OptionError(
+            f"{options.anchor} has no curve {method!r}: choose from {', '.join(methods)}"
+        )
+    points = [point for point in points if point.method == method]
+    b = _rows_by_codec(options.table)
+    kodak = {Path(name).stem for name in datasets.KODAK_SHA256}
+    if options.anchor.stem == "kodak" and {r.image for rows in b.values() for r in rows} != kodak:
+        _note(f"{options.anchor} is about the 24 images of Kodak, {options.table} about others")
+
+    def compared(name: str) -> Callable[[], dict[str, Any]]:
+        pair = points, b[name], options.metric, compare.BOOTSTRAP
+        return lambda: _results(
+            compare.bd_rate_published(*pair), compare.bd_psnr_published(*pair), _PUBLISHED
+        )
+
+    return [
+        ({"codec": name, "anchor": method}, compared(name))
+        for name in (_named(options.codec_b, b, options.table) or b)
+    ]
+
+
+def _rows_by_codec(path: Path) -> dict[str, list[RDPoint]]:
+    from inrjax import results
+
+    codecs: dict[str, list[RDPoint]] = {}
+    for row in results.read_rows(path):
+        codecs.setdefault(row.codec, []).append(row)
+    if not codecs:
+        raise ValueError(f"{path} has no rows: measure something first")
+    return codecs
+
+
+def _named(name: str | None, found: Iterable[str], path: Path) -> list[str]:
+    """The codec that an option names, in a list; nothing if it names none."""
+    if name is None:
+        return []
+    if name not in found:
+        raise OptionError(f"{path} has no codec {name!r}: choose from {', '.join(found)}")
+    return [name]
+
+
+def _pairs(options: BdRate, a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
+    """(anchor, codec) by name: the named anchor or the only one, else equal names."""
+    same_file = options.anchor.resolve() == options.table.resolve()
+    anchors = _named(options.codec_a, a, options.anchor) or (a if len(a) == 1 else [])
+    chosen = _named(options.codec_b, b, options.table)
+    if anchors:
+        # The rows of a codec against themselves say nothing.
+        others = chosen or [name for name in b if not (same_file and name == anchors[0])]
+        pairs = [(anchors[0], name) for name in others]
+    else:
+        pairs = [(name, name) for name in chosen or b if name in a and not same_file]
+    if not pairs:
+        raise OptionError(
+            f"{options.anchor} has the codecs {', '.join(a)} and {options.table} has "
+            f"{', '.join(b)}: say which to compare by --codec-a NAME and --codec-b NAME"
+        )
+    return pairs
+
+
+_PUBLISHED = "_against_published"
+
+
+def _results(rate: BDResult, quality: BDResult, suffix: str) -> dict[str, Any]:
+    """What is printed; ``suffix`` keeps what is against published curves under names of its own."""
+    from inrjax import compare
+
+    return {
+        "metric": rate.metric,
+        "num_images": rate.num_images,
+        f"bd_rate_percent{suffix}": _plain(rate),
+        f"bd_psnr_db{suffix}": _plain(quality),
+        "bootstrap": asdict(compare.BOOTSTRAP),
+    }
+
+
+def _plain(result: BDResult) -> dict[str, Any]:
+    mean = result.mean_of_images
+    return {
+        "curve_of_means": result.of_means._asdict(),
+        "mean_of_images": None if mean is None else mean._asdict(),
+        "low": result.low,
+        "high": result.high,
+        "num_overlapping": result.num_overlapping,
+        "num_resamples": result.num_resamples,
+    }
+
+
+_METRIC_NAMES = {
+    "psnr": "PSNR",
+    "psnr_y": "PSNR-Y",
+    "psnr_ycbcr": "PSNR-YCbCr",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+}
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    """A comparison as lines."""
+    is_published = f"bd_rate_percent{_PUBLISHED}" in found
+    suffix = _PUBLISHED if is_published else ""
+    metric = _METRIC_NAMES[found["metric"]]
+    kinds = (("BD-rate", "bd_rate_percent", "%", "dB"), (f"BD-{metric}", "bd_psnr_db", "dB", "bpp"))
+    cells = []
+    for name, key, unit, scale in kinds:
+        part = found[key + suffix]
+        covered = f"{part['low']:.4g} to {part['high']:.4g} {scale}"
+        name += suffix.replace("_", " ")
+        cells.append((name, "curve of means", *_bd_cells(part["curve_of_means"], unit), covered))
+        if part["mean_of_images"] is not None:
+            which = f"mean of {part['num_overlapping']} images"
+            cells.append((name, which, *_bd_cells(part["mean_of_images"], unit), ""))
+    level = f"{100 * found['bootstrap']['level']:.0f} % interval"
+    images = f"{found['num_images']} image{'s' * (found['num_images'] != 1)}"
+    anchor = f"published {found['anchor']}, not measured here" if is_published else found["anchor"]
+    return f"{found['codec']} against {anchor}; {metric}, {images}\n" + _table(
+        ("", "", "value", level + " over ours" * is_published, "over"), cells
+    )
+
+
+def _bd_cells(estimate: Mapping[str, Any], unit: str) -> tuple[str, str]:
+    ends = (estimate["low"], estimate["high"])
+    interval = "-" if ends[0] is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+    return f"{estimate['value']:+.2f} {unit}", interval
+
+
+# ---------------------------------------------------------------- results
+
+
+def _results_command(options: Results) -> int:
+    action = options.action
+    if isinstance(action, ListRuns):
+        return _list_runs(action)
+    return _show_run(action) if isinstance(action, ShowRun) else _verify_run(action)
+
+
+def _list_runs(options: ListRuns) -> int:
+    from inrjax import runs
+
+    each, found = Each(), []
+    folders = runs.find_runs(options.root)
+    if not folders:
+        raise ValueError(f"{options.root} holds no run folder: name one that does")
+    for folder in folders:
+        with each.file():
+            found.append(_run_facts(runs.read_run(folder)))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        print(_table(tuple(found[0]), [[_text(value) for value in one.values()] for one in found]))
+    return each.exit_code
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    last = run.provenance[-1] if run.provenance else {}
+    return {
+        "experiment": run.experiment,
+        "run": run.folder.absolute().name,
+        "date": str(last["date"])[:10] if last.get("date") else None,
+        "device": last.get("device"),
+        "images": run.num_images,
+        "rows": run.num_rows,
+        "status": run.status,
+    }
+
+
+def _show_run(options: ShowRun) -> int:
+    from inrjax import results, runs
+
+    run = runs.read_run(options.run)
+    print(_lines(_run_facts(run)), end="\n\n")
+    if run.is_addressed is False:
+        _note(f"{run.folder} is not named by the hash of its config")
+    print("config.json", json.dumps(run.config, indent=2), sep="\n")
+    for entry in run.provenance:
+        print("\nprovenance.json", json.dumps(entry, indent=2), sep="\n")
+    for path, rows in run.tables.items():
+        print(f"\n{path.relative_to(run.folder)}: {len(rows)} rows, means over the pictures")
+        print(_summary_table(results.summarise(rows)))
+    return 0
+
+
+def _verify_run(options: VerifyRun) -> int:
+    from inrjax import runs
+
+    run = runs.read_run(options.run)
+    init = None if options.init is None else load_init(options.init)
+    stored = runs.stored_rows(run)
+    there = [one for one in stored if one.is_there]
+    chosen = runs.sample(there, options.sample, options.seed)
+    pictures = _originals(options.images, {one.row.image for one in chosen})
+    checks = runs.verify(chosen, pictures, init)
+    failed = [check for check in checks if check.problems]
+    for check in failed:
+        row = check.row
+        print(f"{row.image} under {row.codec} {row.setting}: {'; '.join(check.problems)}")
+    if run.is_addressed is False:
+        print(f"{run.folder} is not named by the hash of its config")
+    print(f"{len(checks) - len(failed)} of {len(checks)} rows hold, {len(failed)} no longer hold")
+    if without := sum(not check.has_qualities and not check.problems for check in checks):
+        print(f"{without} of these without quality: --images DIR must hold their pictures")
+    for count, reason in (
+        (len(there) - len(chosen), "not in the sample"),
+        (sum(one.stream is None for one in stored), "of a codec that is not known here"),
+        (
+            sum(one.stream is not None and not one.is_there for one in stored),
+            "without their file, which the run's command makes again",
+        ),
+    ):
+        if count:
+            print(f"{count} of {len(stored)} rows not verified: {reason}")
+    return 1 if failed or not checks or run.is_addressed is False else 0
+
+
+def _originals(folder: Path | None, names: set[str]) -> dict[str, Image]:
+    """The pictures of these names in a folder; without one, those that come with scikit-image."""
+    from inrjax import datasets
+
+    if folder is None:
+        packaged = datasets.packaged() if names else {}
+        return {name: image for name, image in packaged.items() if name in names}
+    paths = {path.stem: path for path in datasets.images_in(folder)}
+    return {name: images.read_image(paths[name]).image for name in names if name in paths}
+
+
 # ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
@@ -821,6 +1370,35 @@ def _quickstart(options: Quickstart) -> int:
     print(_file_table([row for row in report.rows if row.codec == ours[0].name]), end="\n\n")
     _report(report, ours, each)
     return each.exit_code
+
+
+def _write_report(options: WriteReport) -> int:
+    from inrjax import report
+
+    target = options.output
+    if target.suffix.lower() != ".html":
+        raise OptionError(f"{target} does not end in .html: rename it")
+    _require_writable(target.parent)
+    if not options.overwrite:
+        _require_new([target])
+    decoders = {}
+    for name in codecs.BY_NAME:
+        with contextlib.suppress(ValueError):  # its package is not installed: the report says so
+            decoders[name] = codecs.decoder(name)
+    with _progress("decoding") as on_progress:
+        made = report.build_report(
+            options.run,
+            decoders,
+            options.images,
+            max_images=options.max_images,
+            on_progress=on_progress,
+        )
+    for note in made.notes:
+        _note(note)
+    _write(target, made.html)
+    pictures = f"{made.num_shown} of {made.num_images} images in the viewer"
+    print(f"{options.run} -> {target}: {len(made.html) / 1e6:.1f} MB, {pictures}")
+    return 0
 
 
 def _meta_train(options: MetaTrain) -> int:
@@ -969,8 +1547,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (Decode, _decode),
     "info": (Info, _info),
     "evaluate": (Evaluate, _evaluate),
+    "bdrate": (BdRate, _bdrate),
+    "results": (Results, _results_command),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
+    "report": (WriteReport, _write_report),
 }
 
 

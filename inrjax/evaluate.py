@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -203,14 +204,19 @@ def serve_decoding() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _send(replies, b"ready")
+    folder = None
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
-            _send(replies, pickle.dumps(_reply(_receive(sys.stdin.buffer))))
+            paths, folder, pickled_codec = pickle.loads(_receive(sys.stdin.buffer))
+            _send(replies, pickle.dumps(_reply(paths, folder, pickled_codec)))
+    if folder is not None:  # whoever asked was killed, and cannot delete it any more
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reply(request: bytes) -> list[tuple[str | None, float, str | None]] | str:
+def _reply(
+    paths: Sequence[str], folder: str, pickled_codec: bytes
+) -> list[tuple[str | None, float, str | None]] | str:
     """For each file (.npy path, seconds, error), or why the codec cannot be used."""
-    paths, folder, pickled_codec = pickle.loads(request)
     try:
         codec = pickle.loads(pickled_codec)
     except Exception as error:
@@ -353,9 +359,10 @@ def _resume(
     """The rows that need no work; the table is left with these and with rows of others."""
     folder = table.parent
     _make_folder(folder)
+    _remove_leftovers(folder)
     codec_of = {(c.name, c.setting, name): c for c in codecs for name in images}
-    digests = {name: digest({"image": image}).hex() for name, image in images.items()}
-    recorded = _read_digests(folder / "images.json")
+    digests = {name: image_digest(image) for name, image in images.items()}
+    recorded = read_digests(folder / "images.json")
     changed = {name for name in images if recorded.get(name) != digests[name]}
     rows = results.read_rows(table) if table.exists() else []
     kept = {
@@ -371,7 +378,28 @@ def _resume(
     return {key: row for key, row in kept.items() if key in codec_of}
 
 
-def _read_digests(path: Path) -> dict[str, str]:
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of an evaluation that was killed while it wrote.
+
+    Nothing else there is hidden: `safe_name` begins no name with a dot.
+    """
+    names = ("rows.csv", "images.json")
+    hidden = [path for name in names for path in folder.glob(f".{name}.*")]
+    for path in [*hidden, *(folder / "streams").rglob(".*")]:
+        with suppress(OSError):
+            path.unlink()
+
+
+def image_digest(image: Image) -> str:
+    """The SHA-256 of an image's pixels and shape, as ``images.json`` of a run has it."""
+    return digest({"image": image}).hex()
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """Image name -> `image_digest`, from ``images.json``; empty if it is not there.
+
+    Raises ValueError if it cannot be read.
+    """
     if not path.exists():
         return {}
     try:
@@ -471,8 +499,6 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
     assert encoded.stream is not None
     assert decoded.image is not None
     height, width, _ = image.shape
-    pair = image, decoded.image
-    shorter = min(height, width)
     return RDPoint(
         codec=codec.name,
         setting=codec.setting,
@@ -481,9 +507,7 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
         width=width,
         num_bytes=len(encoded.stream),
         bpp=metrics.bpp(len(encoded.stream), height, width),
-        psnr=metrics.psnr(*pair),
-        ssim=metrics.ssim(*pair) if shorter >= metrics.WINDOW else None,
-        ms_ssim=metrics.ms_ssim(*pair) if shorter >= metrics.MS_SSIM_MIN_SIDE else None,
+        **qualities(image, decoded.image),
         encode_seconds=encoded.seconds,
         decode_seconds=decoded.seconds,
         batch_size=encoded.batch_size,
@@ -492,13 +516,32 @@ def _row(codec: Codec, name: str, image: Image, encoded: _Encoded, decoded: Deco
     )
 
 
+def qualities(image: Image, image_hat: Image) -> dict[str, Any]:
+    """The quality columns of a row: the PSNRs in dB, and the similarities, None if too small."""
+    shorter = min(image.shape[:2])
+    pair = image, image_hat
+    return {
+        "psnr": metrics.psnr(*pair),
+        "psnr_y": metrics.psnr_y(*pair),
+        "psnr_ycbcr": metrics.psnr_ycbcr(*pair),
+        "ssim": metrics.ssim(*pair) if shorter >= metrics.WINDOW else None,
+        "ms_ssim": metrics.ms_ssim(*pair) if shorter >= metrics.MS_SSIM_MIN_SIDE else None,
+    }
+
+
 # Files
 
 
 def stream_path(folder: Path, codec: Codec, image_name: str) -> Path:
     """``folder/streams/<codec>/<setting>/<image><suffix>``, each part made safe."""
-    name = safe_name(image_name) + getattr(codec, "suffix", ".bin")
-    return Path(folder) / "streams" / safe_name(codec.name) / safe_name(codec.setting) / name
+    suffix = getattr(codec, "suffix", ".bin")
+    return row_stream_path(folder, codec.name, codec.setting, image_name, suffix)
+
+
+def row_stream_path(folder: Path, codec: str, setting: str, image_name: str, suffix: str) -> Path:
+    """As `stream_path`, by the names that a row of ``folder/rows.csv`` has."""
+    name = safe_name(image_name) + suffix
+    return Path(folder) / "streams" / safe_name(codec) / safe_name(setting) / name
 
 
 def safe_name(text: str) -> str:

@@ -35,8 +35,8 @@ class Init:
       net: the network.
       params: float16 tree: where fits start, and the shape of the prior's mean.
       keep: the same tree of float32 scalars in [0, 1]: the prior's mean is keep * params, and what
-        is coded is the distance from it. The packaged inits have 0; experiments/defaults.py
-        measures 1, too.
+        is coded is the distance from it. The packaged inits have 1; experiments/defaults.py
+        measures 0, too.
       envelope: the same tree of int8 arrays that broadcast to the params: the prior's Laplace
         scale is 2^(envelope / 4), in the params' own units.
       rates: float16 tree of (inner_steps, ...) inner learning rates, or None. Encoder only.

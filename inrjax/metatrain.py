@@ -48,7 +48,7 @@ class MetaTrainConfig:
     inner_rate: float = 0.03
     bias_scale: float = 0.3
     prior_images: int = 8
-    prior_steps: int = 1000
+    prior_steps: int = 3000
     slope: float = 0.3
     seed: int = 0
 
@@ -268,9 +268,9 @@ def _fit_prior(
     points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
     plan = overfit.RatePlan(
         init.net, optimizers.Muon(overfit.LEARNING_RATE), config.prior_steps,
-        tiling.tiles_per_step, max(1, config.prior_steps // 40), config.slope,
+        tiling.tiles_per_step, max(1, config.prior_steps // 40),
     )  # fmt: skip
-    shared = overfit.rate_shared(init, config.seed)
+    shared = overfit.rate_shared(init, config.slope, config.seed)
     results = fit.fit_batch(plan, shared, points, on_progress)
     fitted = [result.params for result in results if result.finite]
     if not fitted:

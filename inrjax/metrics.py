@@ -6,11 +6,13 @@ All are computed on the host in float64, on uint8 images as a decoder returns th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from inrjax.types import Image
+
+Values: TypeAlias = Sequence[float] | np.ndarray
 
 PEAK = 255.0
 WINDOW = 11
@@ -21,6 +23,12 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 MS_SSIM_MIN_SIDE = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
 """161 pixels: the window must still fit after four halvings."""
+
+# 1000 Y, 1772 (Cb - 128) and 1402 (Cr - 128) of (R, G, B): integers, so that a plane without error
+# has an error of exactly 0.
+_YCBCR = np.array([[299, 587, 114], [-299, -587, 886], [701, -587, -114]], np.int32)
+_YCBCR_SCALES = np.array([1000, 1772, 1402], np.float64)
+_YCBCR_WEIGHTS = np.array([6, 1, 1])
 
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
@@ -58,6 +66,40 @@ def psnr(image: Image, image_hat: Image) -> float:
     """Peak signal-to-noise ratio 10 log10(255^2 / mse) in dB; infinity for equal images."""
     error = mse(image, image_hat)
     return float("inf") if error == 0 else float(10 * np.log10(PEAK**2 / error))
+
+
+def psnr_y(image: Image, image_hat: Image) -> float:
+    """PSNR of the luma Y = 0.299 R + 0.587 G + 0.114 B in dB; infinity for equal lumas.
+
+    The luma of ITU-R BT.601 over the full range 0..255, as JPEG files carry it (JFIF 1.02, ITU-T
+    T.871 section 7), in float64 and not rounded; the peak is 255.
+    """
+    return float(_psnr_of(_ycbcr_mses(image, image_hat)[0]))
+
+
+def psnr_ycbcr(image: Image, image_hat: Image) -> float:
+    """Weighted PSNR (6 PSNR_Y + PSNR_Cb + PSNR_Cr) / 8 in dB, infinite if a plane has no error.
+
+    The weights are on the PSNRs, as in VVC's common test conditions, but the planes are at full
+    resolution whatever the codec did: Y as in `psnr_y`, Cb = (B - Y) / 1.772 + 128, Cr =
+    (R - Y) / 1.402 + 128 (JFIF), in float64 and not rounded; the peak is 255. A grey picture
+    that was decoded as grey has no error in Cb and Cr.
+    """
+    psnrs = _psnr_of(_ycbcr_mses(image, image_hat))
+    return float(psnrs @ _YCBCR_WEIGHTS / _YCBCR_WEIGHTS.sum())
+
+
+def _ycbcr_mses(image: Image, image_hat: Image) -> np.ndarray:
+    """Mean squared errors of Y, Cb and Cr, (3,)."""
+    _check_pair(image, image_hat)
+    difference = np.asarray(image, np.int32) - image_hat
+    errors = difference.reshape(-1, 3) @ _YCBCR.T / _YCBCR_SCALES
+    return np.mean(errors * errors, axis=0)
+
+
+def _psnr_of(mses: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(PEAK**2 / mses)
 
 
 def ssim(image: Image, image_hat: Image) -> float:
@@ -102,10 +144,10 @@ def bpp(num_bytes: int, height: int, width: int) -> float:
 
 
 def bd_rate(
-    rates_a: Sequence[float],
-    psnrs_a: Sequence[float],
-    rates_b: Sequence[float],
-    psnrs_b: Sequence[float],
+    rates_a: Values,
+    psnrs_a: Values,
+    rates_b: Values,
+    psnrs_b: Values,
     interval: tuple[float, float] | None = None,
 ) -> BDRate:
     """Bjontegaard's delta rate of curve b against the anchor a, in percent.
@@ -127,10 +169,10 @@ def bd_rate(
 
 
 def bd_psnr(
-    rates_a: Sequence[float],
-    psnrs_a: Sequence[float],
-    rates_b: Sequence[float],
-    psnrs_b: Sequence[float],
+    rates_a: Values,
+    psnrs_a: Values,
+    rates_b: Values,
+    psnrs_b: Values,
     interval: tuple[float, float] | None = None,
 ) -> BDPsnr:
     """Bjontegaard's delta PSNR of curve b against the anchor a, in dB.
@@ -205,16 +247,14 @@ def _halve(planes: np.ndarray) -> np.ndarray:
     return (rows[..., 0::2] + rows[..., 1::2]) / 4
 
 
-def _positive(name: str, rates: Sequence[float]) -> np.ndarray:
+def _positive(name: str, rates: Values) -> np.ndarray:
     values = np.asarray(rates, np.float64)
     if not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"rates of {name} must be finite and above 0, got {values.tolist()}")
     return values
 
 
-def _curve(
-    name: str, knots: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, axis: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _curve(name: str, knots: Values, values: Values, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """The points sorted by the axis to integrate over, checked."""
     x, y = np.asarray(knots, np.float64), np.asarray(values, np.float64)
     if x.ndim != 1 or x.shape != y.shape:

@@ -91,26 +91,29 @@ class RateShared(NamedTuple):
 
     ``params``: where fits start; ``rates``: of the inner steps that come first, None for none;
     ``mean`` and ``scales`` (num_params,): centre and Laplace scale of the prior of each param, in
-    its own units, in the order of `jax.tree.leaves`; ``key``: random.
+    its own units, in the order of `jax.tree.leaves`; ``slope``: see `RatePlan`; ``key``: random;
+    ``learned``: what a fit learned, net and grid, to go on from; None to start from ``params``.
     """
 
     params: Any
     rates: Any
     mean: Any
     scales: Any
+    slope: Any
     key: jax.Array
+    learned: Any = None
 
 
 LEARNING_RATE = 3e-3
 """Muon's; chosen on held-back cid22 images."""
 
-POINTS_PER_STEP = 12_288
-"""Pixels a step sees: twice as many in half the steps fits less well in the same time."""
+POINTS_PER_STEP = 4096
+"""Pixels a step sees: more of them in fewer steps fit less well in the same time."""
 
 
-def rate_shared(init: Init, seed: int) -> RateShared:
-    """What `RatePlan` needs of an init, and a key. Host arrays: JAX compiles a program for each
-    operation and shape that it is asked for, a quarter of a second here."""
+def rate_shared(init: Init, slope: float, seed: int) -> RateShared:
+    """What `RatePlan` needs of an init, its slope, and a key. Host arrays: JAX compiles a program
+    for each operation and shape that it is asked for, a quarter of a second here."""
 
     def as_float32(tree):
         return _by_path(lambda _, leaf: np.asarray(leaf, np.float32), tree)
@@ -121,6 +124,7 @@ def rate_shared(init: Init, seed: int) -> RateShared:
         rates=as_float32(init.rates) if init.rates else None,
         mean=trees.ravel(init.mean()).astype(np.float32),
         scales=np.exp2(levels / 4).astype(np.float32),
+        slope=np.float32(slope),
         key=jax.random.key(seed),
     )
 
@@ -149,7 +153,6 @@ class RatePlan:
     num_steps: int
     tiles_per_step: int
     window: int
-    slope: float
     rounded_share: float = 0.05
 
     @property
@@ -158,7 +161,10 @@ class RatePlan:
         return self.num_steps - max(1, round(self.rounded_share * self.num_steps))
 
     def start(self, shared: RateShared, datum: Points) -> FitState:
-        """The state before the first step, after the inner steps if there are rates."""
+        """The state before the first step: that of an earlier fit, or of the init after the inner
+        steps if there are rates."""
+        if shared.learned is not None:
+            return fit.start(shared.learned, self._optimizer())
         params = shared.params
         if shared.rates is not None:
             params = meta.adapt(
@@ -192,7 +198,7 @@ class RatePlan:
             offsets = _by_tensor(jnp.exp(learned["log_scale"]), shared.params)
             scales = jnp.maximum(shared.scales / steps * offsets, entropy.scale(0))
             bits = jnp.sum(entropy.bits(symbols, scales))
-            return jnp.log(mse + MSE_FLOOR) + self.slope * jnp.log(bits)
+            return jnp.log(mse + MSE_FLOOR) + shared.slope * jnp.log(bits)
 
         return fit.advance(
             loss_fn, state, self._optimizer(), num_steps, self.window, key_steps, self.noisy_steps

@@ -1,65 +1,300 @@
-"""Tables to figures. Computes nothing and reads no files; no pyplot, so no state and no window."""
+"""Tables to figures. Computes nothing and reads no files; no pyplot, so no state and no window.
+
+One look for each codec (`MEASURED`, `PUBLISHED`) and one `Style` for each medium, so that a codec
+has the same colour and marker in every figure, on paper, on slides and in grey.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from inrjax.trees import write_atomic
 from inrjax.types import Image
 
 Curve: TypeAlias = Sequence[tuple[float, float]]
-"""(bpp, PSNR in dB) points in the order of bpp."""
-
-# Okabe and Ito's palette, safe for colour-blind readers, without its yellow (too pale on white).
-# Black comes first, for the curve that the figure is about.
-_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-
-# Published curves run through the colours backwards and through dash patterns: together with
-# the missing markers they stay apart from the measured ones, and from each other in grey print.
-_DASHES = ((5, 2), (1, 1.5), (7, 2, 1.5, 2), (9, 3), (3, 1.5, 1, 1.5, 1, 1.5))
+"""(bpp, quality) points in the order of bpp; quality is PSNR in dB unless said otherwise."""
 
 _PANEL_WIDTH = 4.0  # inches: at 200 dots per inch, 768 pixels are shown without loss
+
+
+# Styles
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes for one medium, in inches and points; `rc` gives them to matplotlib.
+
+    ``single`` and ``double`` are the widths of a figure in one column of a page and in two.
+    ``height`` is that of every figure, None where a figure chooses its own by its content.
+    ``dpi`` is for PNG files; pictures in a PDF are a third finer.
+    """
+
+    single: float
+    double: float
+    height: float | None
+    font: float
+    line: float
+    marker: float
+    dpi: int = 200
+
+    @property
+    def rc(self) -> dict[str, Any]:
+        """matplotlib's settings."""
+        thin = 0.4 * self.line
+        return {
+            "font.size": self.font,
+            "axes.titlesize": self.font,
+            "axes.labelsize": self.font,
+            "xtick.labelsize": self.font,
+            "ytick.labelsize": self.font,
+            "legend.fontsize": self.font,
+            "lines.linewidth": self.line,
+            "lines.markersize": self.marker,
+            "axes.linewidth": thin,
+            "grid.linewidth": thin,
+            "grid.color": "0.88",
+            "patch.linewidth": thin,
+            "hatch.linewidth": thin,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "xtick.major.width": thin,
+            "ytick.major.width": thin,
+            "xtick.major.size": 0.35 * self.font,
+            "ytick.major.size": 0.35 * self.font,
+            "xtick.minor.width": 0.7 * thin,
+            "ytick.minor.width": 0.7 * thin,
+            "legend.frameon": False,
+            "legend.handlelength": 3.2,
+            "legend.labelspacing": 0.35,
+            "pdf.compression": 9,
+            "pdf.fonttype": 42,  # text stays text, as publishers ask
+        }
+
+    def context(self) -> AbstractContextManager[None]:
+        """matplotlib's settings as those of this style, while a figure is drawn and saved."""
+        return rc_context(self.rc)  # pyright: ignore[reportArgumentType]
+
+    def figure(self, width: float, aspect: float) -> Figure:
+        """An empty figure so wide, its height ``aspect`` times that unless the style fixes it."""
+        return Figure(figsize=(width, self.height or aspect * width), layout="constrained")
+
+
+SCREEN = Style(single=6.0, double=9.0, height=None, font=10, line=2.0, marker=5.5)
+PRINT = Style(single=3.4, double=7.0, height=None, font=8, line=1.1, marker=4.4, dpi=150)
+SLIDES = Style(single=10.0, double=10.0, height=5.6, font=15, line=2.8, marker=9.0, dpi=96)
+
+
+# Looks
+
+
+class Look(NamedTuple):
+    """How a codec is drawn, and what a legend calls it.
+
+    ``dash`` is matplotlib's: lengths of strokes and gaps in line widths, empty for a solid line.
+    """
+
+    label: str
+    colour: str
+    marker: Any
+    dash: tuple[float, ...] = ()
+
+
+# Okabe and Ito's palette, safe for colour-blind readers, without its yellow (too pale on white).
+# Black is for the codec that the figures are about; members of a family share a colour.
+_BLACK, _RED, _BLUE, _GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"
+_PINK, _ORANGE, _SKY, _GREY = "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"
+
+_FILES = (5.0, 2.0)
+_NO_FILES = (1.2, 1.4)
+
+MEASURED: Mapping[str, Look] = {
+    "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
+    "coin": Look("COIN", _GREY, "v"),
+    "jpeg": Look("JPEG, default tables", _RED, "s"),
+    "jpeg-optimized": Look("JPEG, optimised", _RED, "D"),
+    "jpeg-mozjpeg": Look("MozJPEG", _RED, "p"),
+    "jpeg-progressive": Look("JPEG, progressive", _RED, "8"),
+    "jpeg-optimized-444": Look("JPEG, optimised, 4:4:4", _RED, "d"),
+    "fmm-jpeg-optimized": Look("FMM in JPEG", _GREY, "*"),
+    "jpeg2000": Look("JPEG 2000", _BLUE, "^"),
+    "jpeg-xl": Look("JPEG XL", _ORANGE, "X"),
+    "webp": Look("WebP", _GREEN, "P"),
+    "avif": Look("AVIF", _SKY, "<"),
+    "hevc": Look("HEVC (x265)", _PINK, ">"),
+    "vvc": Look("VVC (VVenC)", _PINK, "h"),
+}
+"""Codecs measured here, by name: solid lines and filled markers, no two of which are equal."""
+
+PUBLISHED: Mapping[str, Look] = {
+    "C3": Look("C3", _GREEN, "s", _NO_FILES),
+    "C3 (Adaptive)": Look("C3, adaptive", _BLUE, "D", _NO_FILES),
+    "Cool-chic 4.2": Look("Cool-chic 4.2", _BLUE, "D", _FILES),
+    "compressai-bmshj2018-hyperprior_mse_cuda": Look("Hyperprior (2018)", _PINK, "^", _FILES),
+    "compressai-cheng2020-attn_mse_cuda": Look("Cheng et al. (2020)", _RED, "*", _FILES),
+    "paper-elic2022_mse": Look("ELIC (2022)", _GREY, (4, 1, 0), _FILES),
+    "MLIC+": Look("MLIC+", _SKY, "P", _FILES),
+    "HM (HEVC)": Look("HM (HEVC)", _RED, "<", _FILES),
+    "AV1": Look("AV1", _GREEN, "h", _FILES),
+    "VTM (VVC)": Look("VTM (VVC)", _ORANGE, "X", _FILES),
+    "BPG 4:4:4": Look("BPG 4:4:4", _SKY, "p", _FILES),
+    "COIN": Look("COIN", _GREY, "v", _FILES),
+    "COIN++": Look("COIN++", _ORANGE, "<", _NO_FILES),
+    "Strumpler basic (8 bit)": Look("Strümpler, basic", _RED, "o", _NO_FILES),
+    "Strumpler meta-learned (7 bit)": Look("Strümpler, meta-learned", _PINK, "^", _NO_FILES),
+    "RECOMBINER": Look("RECOMBINER", _GREEN, "s", _FILES),
+    "VC-INR": Look("VC-INR", _BLUE, "o", _FILES),
+    "MSCN": Look("MSCN", _SKY, ">", _FILES),
+    "JPEG (Pillow 7.1.2)": Look("JPEG (Pillow 7.1.2)", _RED, "d", _FILES),
+    "JPEG2000": Look("JPEG 2000", _BLACK, "8", _FILES),
+    "WebP": Look("WebP", _ORANGE, "H", _FILES),
+}
+"""Published curves, by method: dashed where files were written, dotted where the rate is an
+estimate; hollow markers. No two share both marker and dash."""
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", (4, 1, 0), "H")
+_COLOURS = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY, _GREY)
+
+
+def looks(names: Iterable[str], known: Mapping[str, Look], dash: Any = ()) -> dict[str, Look]:
+    """The look of each name: its own where ``known`` has it, else one that none of them has.
+
+    Unknown names take, in alphabetical order, the markers that no known name uses, then those
+    free in this figure. Raises ValueError for more names than there are markers.
+    """
+    names = list(dict.fromkeys(names))
+    found = {name: known[name] for name in names if name in known}
+    taken = {look.marker for look in found.values() if look.dash == dash}
+    reserved = {look.marker for look in known.values()}
+    free = sorted((m for m in _MARKERS if m not in taken), key=lambda m: m in reserved)
+    unknown = sorted(name for name in names if name not in known)
+    if len(unknown) > len(free):
+        raise ValueError(f"got {len(names)} curves of one kind, expected at most {len(_MARKERS)}")
+    for index, name in enumerate(unknown):
+        found[name] = Look(name, _COLOURS[index % len(_COLOURS)], free[index], dash)
+    return {name: found[name] for name in names}
+
+
+def measured_looks(names: Iterable[str]) -> dict[str, Look]:
+    """`looks` of codecs that were measured here."""
+    return looks(names, MEASURED)
+
+
+def published_looks(names: Iterable[str], estimated: bool = False) -> dict[str, Look]:
+    """`looks` of published methods, of those whose rates are estimates or of the others."""
+    return looks(names, PUBLISHED, _NO_FILES if estimated else _FILES)
+
+
+# Curves
 
 
 def rd_figure(
     measured: Mapping[str, Curve],
     published: Mapping[str, Curve],
+    estimated: Mapping[str, Curve] | None = None,
     *,
+    quality: str = "PSNR (dB)",
     bpp_range: tuple[float, float] | None = None,
     psnr_range: tuple[float, float] | None = None,
+    style: Style = SCREEN,
 ) -> Figure:
-    """Rate-distortion curves: PSNR in dB over bits per pixel.
+    """Rate-distortion curves: a quality, PSNR in dB unless said otherwise, over bits per pixel.
 
-    Measured curves are solid with markers, published ones dashed without. ``bpp_range`` and
-    ``psnr_range`` are the limits of the axes; without ``psnr_range``, it is fitted to the points
+    Measured curves are solid with filled markers, published ones dashed with hollow ones;
+    ``estimated`` holds those of the published whose rates are no file sizes. ``bpp_range`` and
+    ``psnr_range`` are the limits of the axes; without ``psnr_range``, it is fitted to what lies
     inside ``bpp_range``. The legend stands beside the axes, measured curves first. Raises
-    ValueError for more than 70 measured or 35 published curves, which could not be told apart.
+    ValueError for more curves of a kind than there are markers to tell them apart.
     """
-    _check_count("measured", measured, len(_COLOURS) * len(_MARKERS))
-    _check_count("published", published, len(_COLOURS) * len(_DASHES))
-    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, curve) in enumerate(published.items()):
-        axes.plot(*_columns(curve), label=name, **_published_style(index))
-    for index, (name, curve) in enumerate(measured.items()):
-        axes.plot(*_columns(curve), label=name, **_measured_style(index))
-    axes.set_xlabel("bpp")
-    axes.set_ylabel("PSNR (dB)")
-    axes.grid(color="0.88", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    _limit(axes, [*measured.values(), *published.values()], bpp_range, psnr_range)
-    _legend(figure, axes.get_lines()[len(published) :], axes.get_lines()[: len(published)])
+    groups = {
+        "measured here": (measured, measured_looks(measured)),
+        "published": (published, published_looks(published)),
+        "published, rate estimated": (estimated or {}, published_looks(estimated or {}, True)),
+    }
+    with style.context():
+        figure = style.figure(style.double, 0.6)
+        axes = figure.add_subplot()
+        entries = {
+            heading: [draw_curve(axes, curve, known[name]) for name, curve in curves.items()]
+            for heading, (curves, known) in groups.items()
+        }
+        axes.set_xlabel("bpp")
+        axes.set_ylabel(quality)
+        axes.grid()
+        curves = [curve for group, _ in groups.values() for curve in group.values()]
+        _limit(axes, curves, bpp_range, psnr_range)
+        grouped_legend(figure, entries)
     return figure
+
+
+def draw_curve(axes: Axes, curve: Curve, look: Look) -> Line2D:
+    """One curve: solid and filled where the look has no dash, else dashed and hollow."""
+    solid = not look.dash
+    [line] = axes.plot(
+        [x for x, _ in curve],
+        [y for _, y in curve],
+        label=look.label,
+        color=look.colour,
+        marker=look.marker,
+        markerfacecolor=look.colour if solid else "white",
+        markeredgecolor="white" if solid else look.colour,
+        linestyle="-" if solid else (0, look.dash),
+        zorder=3 if solid else 2,
+    )
+    width = line.get_linewidth()
+    line.set_markeredgewidth(0.3 * width if solid else 0.6 * width)
+    if not solid:
+        line.set_linewidth(0.75 * width)
+        line.set_markersize(0.85 * line.get_markersize())
+    return line
+
+
+def grouped_legend(figure: Figure, groups: Mapping[str, Sequence[Any]]) -> Legend | None:
+    """One legend beside the axes, a bold heading above each group; empty groups are left out."""
+    entries: list[Any] = []
+    headings = []
+    for heading, handles in groups.items():
+        if handles:
+            headings.append(len(entries))
+            entries += [Line2D([], [], linestyle="none", label=heading), *handles]
+    if not entries:
+        return None
+    legend = figure.legend(handles=entries, loc="outside right upper")
+    for index in headings:
+        legend.get_texts()[index].set_fontweight("bold")
+    return legend
+
+
+def _limit(
+    axes: Axes,
+    curves: Sequence[Curve],
+    bpp_range: tuple[float, float] | None,
+    psnr_range: tuple[float, float] | None,
+) -> None:
+    if bpp_range is not None:
+        axes.set_xlim(*bpp_range)
+    if psnr_range is not None:
+        axes.set_ylim(*psnr_range)
+        return
+    low, high = axes.get_xlim()
+    inside = [psnr for curve in curves for bpp, psnr in curve if low <= bpp <= high]
+    if inside:
+        margin = 0.04 * (max(inside) - min(inside)) or 1.0
+        axes.set_ylim(min(inside) - margin, max(inside) + margin)
+
+
+# Pictures
 
 
 class Panel(NamedTuple):
@@ -97,91 +332,6 @@ def comparison_figure(rows: Sequence[Sequence[Panel]]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> tuple[Path, Path]:
-    """Write ``path``.pdf and ``path``.png (200 dots per inch), each whole or not at all.
-
-    The files hold no date and no machine: equal figures give equal bytes. ``path`` is without an
-    ending. Returns the two paths; raises ValueError where they cannot be written.
-    """
-    path = Path(path)
-    pdf = _write(figure, path.with_name(path.name + ".pdf"), {"CreationDate": None})
-    png = _write(figure, path.with_name(path.name + ".png"), {"Software": None})
-    return pdf, png
-
-
-# Curves
-
-
-def _check_count(what: str, curves: Mapping[str, Curve], most: int) -> None:
-    if len(curves) > most:
-        raise ValueError(f"got {len(curves)} {what} curves, expected at most {most}")
-
-
-def _columns(curve: Curve) -> tuple[list[float], list[float]]:
-    return [bpp for bpp, _ in curve], [psnr for _, psnr in curve]
-
-
-def _measured_style(index: int) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "markersize": 5.5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.6,
-        "linestyle": "-",
-        "linewidth": 2.0,
-        "zorder": 3,
-    }
-
-
-def _published_style(index: int) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[-1 - index % len(_COLOURS)],
-        "linestyle": (0, _DASHES[index % len(_DASHES)]),
-        "linewidth": 1.4,
-        "zorder": 2,
-    }
-
-
-def _limit(
-    axes: Axes,
-    curves: Sequence[Curve],
-    bpp_range: tuple[float, float] | None,
-    psnr_range: tuple[float, float] | None,
-) -> None:
-    if bpp_range is not None:
-        axes.set_xlim(*bpp_range)
-    if psnr_range is not None:
-        axes.set_ylim(*psnr_range)
-        return
-    low, high = axes.get_xlim()
-    inside = [psnr for curve in curves for bpp, psnr in curve if low <= bpp <= high]
-    if inside:
-        margin = 0.04 * (max(inside) - min(inside)) or 1.0
-        axes.set_ylim(min(inside) - margin, max(inside) + margin)
-
-
-def _legend(figure: Figure, measured: Sequence[Line2D], published: Sequence[Line2D]) -> None:
-    """One legend beside the axes, with a heading for each kind of curve."""
-    groups = {"measured here": measured, "published": published}
-    entries: list[Line2D] = []
-    headings = []
-    for heading, lines in groups.items():
-        if lines:
-            headings.append(len(entries))
-            entries += [Line2D([], [], linestyle="none", label=heading), *lines]
-    if not entries:
-        return
-    legend = figure.legend(
-        handles=entries, loc="outside right upper", frameon=False, fontsize=9, handlelength=3.2
-    )
-    for index in headings:
-        legend.get_texts()[index].set_fontweight("bold")
-
-
-# Pictures
-
-
 def _aspect(image: Image) -> float:
     """Height over width, within what a page can hold."""
     return min(max(image.shape[0] / image.shape[1], 0.25), 2.0)
@@ -208,10 +358,23 @@ def _draw(axes: Axes, panel: Panel) -> None:
 # Files
 
 
-def _write(figure: Figure, path: Path, metadata: dict[str, Any]) -> Path:
+def save(figure: Figure, path: Path, style: Style = SCREEN) -> tuple[Path, Path]:
+    """Write ``path``.pdf and ``path``.png (``style.dpi`` dots per inch), each whole or not at all.
+
+    The files hold no date and no machine: equal figures give equal bytes. ``path`` is without an
+    ending. Returns the two paths; raises ValueError where they cannot be written.
+    """
+    path = Path(path)
+    pdf = _write(figure, path.with_name(path.name + ".pdf"), style, {"CreationDate": None})
+    png = _write(figure, path.with_name(path.name + ".png"), style, {"Software": None})
+    return pdf, png
+
+
+def _write(figure: Figure, path: Path, style: Style, metadata: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
-    with rc_context({"pdf.fonttype": 42}):  # text stays text, as publishers ask
-        figure.savefig(buffer, format=path.suffix[1:], dpi=200, metadata=metadata)
+    with style.context():  # ticks are made as late as here
+        dpi = style.dpi if path.suffix == ".png" else 4 * style.dpi // 3
+        figure.savefig(buffer, format=path.suffix[1:], dpi=dpi, metadata=metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())

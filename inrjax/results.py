@@ -30,6 +30,11 @@ T = TypeVar("T")
 
 _COLUMNS = {field.name: str(field.type) for field in fields(RDPoint)}
 
+_LATER_COLUMNS = ("psnr_y", "psnr_ycbcr")
+"""Columns that tables written by version 0.1.0 do not have."""
+
+_EARLIER_COLUMNS = tuple(name for name in _COLUMNS if name not in _LATER_COLUMNS)
+
 _PUBLISHED_COLUMNS = ("method", "bpp", "psnr_db", "ms_ssim", "source")
 
 _PACKAGES = (
@@ -44,9 +49,13 @@ _PACKAGES = (
     "pillow",
     "imageio",
     "constriction",
+    "pillow-heif",
+    "imagecodecs",
+    "pyvips-binary",
+    "imageio-ffmpeg",
 )
 
-_PILLOW_LIBRARIES = ("libjpeg_turbo", "jpg_2000", "webp")
+_PILLOW_LIBRARIES = ("libjpeg_turbo", "jpg_2000", "webp", "avif", "zlib_ng")
 
 
 # Run folders
@@ -213,24 +222,25 @@ def write_rows(path: Path, rows: Iterable[RDPoint]) -> None:
 def append_rows(path: Path, rows: Sequence[RDPoint]) -> None:
     """Add rows to a table, which is made if it is not there.
 
-    The whole file is written anew and renamed, so that an interruption leaves the old one. Raises
-    ValueError as `read_rows` and `write_rows` do.
+    The whole file is written anew and renamed, so that an interruption leaves the old one; a table
+    of an earlier version gains the columns that it lacks. Raises ValueError as `read_rows` and
+    `write_rows` do.
     """
     before = read_rows(path) if Path(path).exists() else []
     write_rows(path, [*before, *rows])
 
 
 def read_rows(path: Path) -> list[RDPoint]:
-    """The measured rows of a table.
+    """The measured rows of a table; columns that an earlier version did not write are None.
 
     Raises ValueError, naming the file and the line, for a missing file, other columns, a cell of
     another type, or a file that was cut short.
     """
-    return _read_table(path, tuple(_COLUMNS), _measured)
+    return _read_table(path, (tuple(_COLUMNS), _EARLIER_COLUMNS), _measured)
 
 
 def _measured(row: Mapping[str, str]) -> RDPoint:
-    cells: dict[str, Any] = {name: _FROM_TEXT[_COLUMNS[name]](row[name]) for name in _COLUMNS}
+    cells: dict[str, Any] = {name: _FROM_TEXT[_COLUMNS[name]](row[name]) for name in row}
     return RDPoint(**cells)
 
 
@@ -294,7 +304,16 @@ def read_published(path: Path) -> list[PublishedPoint]:
 
     Raises ValueError, naming the file and the line, as `read_rows` does.
     """
-    return _read_table(path, _PUBLISHED_COLUMNS, _published)
+    return _read_table(path, (_PUBLISHED_COLUMNS,), _published)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a file begins with the columns of published points; False if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n") == ",".join(_PUBLISHED_COLUMNS)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _published(row: Mapping[str, str]) -> PublishedPoint:
@@ -318,7 +337,8 @@ class Summary:
 
     ``psnr`` is the mean of the images' PSNRs; ``psnr_of_mean_mse`` is the PSNR of their mean
     squared error, about 0.5 dB lower at low rates: the two never share a column. Both in dB.
-    ``ssim`` and ``ms_ssim`` are None where any image has none. Seconds are for one image.
+    ``psnr_y`` and ``psnr_ycbcr`` are means of PSNRs too; they, ``ssim`` and ``ms_ssim`` are None
+    where any image has none. Seconds are for one image.
     """
 
     codec: str
@@ -328,6 +348,8 @@ class Summary:
     bpp: float
     psnr: float
     psnr_of_mean_mse: float
+    psnr_y: float | None
+    psnr_ycbcr: float | None
     ssim: float | None
     ms_ssim: float | None
     encode_seconds: float
@@ -359,6 +381,8 @@ def _summary(rows: list[RDPoint]) -> Summary:
         bpp=fmean(row.bpp for row in rows),
         psnr=fmean(row.psnr for row in rows),
         psnr_of_mean_mse=_psnr_of_mean_mse([row.psnr for row in rows]),
+        psnr_y=_mean_if_all([row.psnr_y for row in rows]),
+        psnr_ycbcr=_mean_if_all([row.psnr_ycbcr for row in rows]),
         ssim=_mean_if_all([row.ssim for row in rows]),
         ms_ssim=_mean_if_all([row.ms_ssim for row in rows]),
         encode_seconds=fmean(row.encode_seconds for row in rows),
@@ -405,9 +429,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _read_table(
-    path: Path, columns: tuple[str, ...], convert: Callable[[Mapping[str, str]], T]
+    path: Path, versions: Sequence[tuple[str, ...]], convert: Callable[[Mapping[str, str]], T]
 ) -> list[T]:
-    """Every row of a CSV file through ``convert``, whose ValueError gains the file and line."""
+    """Every row of a CSV file through ``convert``, whose ValueError gains the file and line.
+
+    ``versions`` are the columns that the file may have, today's first.
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8", "surrogatepass")
     except OSError as error:
@@ -416,8 +443,9 @@ def _read_table(
         raise ValueError(f"{path} is not a table: it is not UTF-8 text") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        if tuple(next(reader, ())) != columns:
-            raise ValueError(f"its columns must be {','.join(columns)}")
+        columns = tuple(next(reader, ()))
+        if columns not in versions:
+            raise ValueError(f"its columns must be {','.join(versions[0])}")
         if not text.endswith("\n"):
             raise ValueError("it was cut short: its last line has no end")
         return [convert(dict(zip(columns, row, strict=True))) for row in reader]

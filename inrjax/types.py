@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -56,10 +56,11 @@ class Codec(Protocol):
 class RDPoint:
     """One image under one codec at one rate, measured on the bytes of a real file.
 
-    ``bpp`` is 8 * num_bytes / (height * width); ``psnr`` in dB and the similarities are taken on
-    the uint8 image that another process decoded from the file. Seconds are wall seconds;
-    ``encode_seconds`` of a batch is the batch's time divided by its size. ``ssim``
-    is None where a side is shorter than 11 pixels, ``ms_ssim`` where it is shorter than 161.
+    ``bpp`` is 8 * num_bytes / (height * width); the PSNRs in dB (see `inrjax.metrics`) and the
+    similarities are taken on the uint8 image that another process decoded from the file. Seconds
+    are wall seconds; ``encode_seconds`` of a batch is the batch's time divided by its size.
+    ``ssim`` is None where a side is shorter than 11 pixels, ``ms_ssim`` where it is shorter than
+    161; ``psnr_y`` and ``psnr_ycbcr`` are None in tables from before they were measured.
     """
 
     codec: str
@@ -70,6 +71,8 @@ class RDPoint:
     num_bytes: int
     bpp: float
     psnr: float
+    psnr_y: float | None = field(default=None, kw_only=True)
+    psnr_ycbcr: float | None = field(default=None, kw_only=True)
     ssim: float | None
     ms_ssim: float | None
     encode_seconds: float

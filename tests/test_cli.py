@@ -20,9 +20,10 @@ import pytest
 from conftest import photograph
 
 import inrjax
-from inrjax import cli, codecs, images, trees
+from inrjax import cli, codecs, compare, images, ratecontrol, trees
 from inrjax.init import load_init, packaged_init, save_init
-from inrjax.results import read_rows
+from inrjax.results import read_rows, write_rows
+from inrjax.types import RDPoint
 
 WIDTH = codecs.inr.WIDTHS[0]
 FAST = ("--width", str(WIDTH), "--steps", "2")
@@ -120,6 +121,32 @@ def test_the_same_command_gives_the_same_file_and_another_seed_does_not(run: Run
         assert run("encode", "a.png", "-o", name, *FAST, "--seed", seed).code == 0
     files = [Path(name).read_bytes() for name in ("x.inr", "y.inr", "z.inr")]
     assert files[0] == files[1] != files[2]
+
+
+@pytest.fixture
+def one_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate control chooses among one width, so that few programs are compiled."""
+    model = {WIDTH: ratecontrol.packaged_model()[WIDTH]}
+    monkeypatch.setattr(ratecontrol, "packaged_model", lambda: model)
+
+
+def test_a_limit_in_bytes_is_kept_and_its_files_are_resumed(run: Run, one_width: None) -> None:
+    pictures = [save("a.png"), save("b.png", 1)]
+    command = ("encode", *pictures, "-o", "out/", "--steps", "2", "--max-bytes")
+    made = run(*command, 2200)
+    assert made.code == 0 and len(made.out) == 2
+    sizes = [len(data) for data in contents(Path("out")).values()]
+    assert max(sizes) <= 2200
+    again = run(*command, 2200, "--resume")
+    tight = [size < 0.96 * 2200 for size in sizes]  # such a file is made again
+    assert again.code == 0 and len(again.out) == sum(tight)
+
+
+def test_a_target_out_of_reach_is_refused_with_the_nearest(run: Run, one_width: None) -> None:
+    picture = save("a.png")
+    refused = run("encode", picture, "-o", "a.inr", "--steps", "2", "--max-bytes", 100)
+    check_refused(refused, 1, "a.png", "cannot be reached", "nearest file has")
+    assert not Path("a.inr").exists()
 
 
 def test_coin_is_encoded_and_decoded(run: Run) -> None:
@@ -427,6 +454,13 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "two files": ("info a.inr b.inr", "b.inr"),
     "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
+    "a preset and steps": ("encode a.png -o b.inr --preset best --steps 9", "--steps"),
+    "a preset for coin": ("encode a.png -o b.inr --preset fast --codec coin", "coin"),
+    "two targets": ("encode a.png -o b.inr --target-bpp 1 --max-bytes 9", "--max-bytes"),
+    "a target and a width": ("encode a.png -o b.inr --target-psnr 30 --width 24", "--width"),
+    "a target for coin": ("encode a.png -o b.inr --codec coin --max-bytes 9", "--max-bytes"),
+    "a target of nothing": ("encode a.png -o b.inr --target-bpp 0", "0.0001"),
+    "a target that is no number": ("encode a.png -o b.inr --target-bpp nan", "nan"),
     "resume and overwrite": ("encode a.png -o b.inr --resume --overwrite", "--overwrite"),
     "a process id alone": ("encode a.png -o b.inr --distributed --process-id 1", "--coordinator"),
     "a coordinator without the word": (
@@ -604,6 +638,229 @@ sys.exit(f"{codes} {slow}" if any(codes) or slow else 0)
     assert process.returncode == 0
 
 
+# ------------------------------------------------------------------------------ bdrate
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "kodak.csv"
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals from 20 resamples: what is tested is which pairs are compared."""
+    monkeypatch.setattr(compare, "BOOTSTRAP", compare.Bootstrap(num_resamples=20))
+
+
+def write_table(name: str, **factors: float) -> Path:
+    """A table of codecs whose rates are so many times 0.1, 0.4, 1 bpp, for three pictures."""
+    rows = [
+        RDPoint(
+            codec=codec,
+            setting=f"rate={rate}",
+            image=f"kodim0{i}",
+            height=10,
+            width=10,
+            num_bytes=1,
+            bpp=factor * rate,
+            psnr=26 + 8 * rate + i,
+            psnr_y=None,
+            psnr_ycbcr=None,
+            ssim=0.5 + 0.1 * rate + 0.05 * i,
+            ms_ssim=None,
+            encode_seconds=1.0,
+            decode_seconds=1.0,
+            batch_size=1,
+            seed=None,
+            digest="00",
+        )
+        for codec, factor in factors.items()
+        for rate in (0.1, 0.4, 1.0)
+        for i in range(3)
+    ]
+    write_rows(Path(name), rows)
+    return Path(name)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_bdrate_of_two_tables(run: Run) -> None:
+    write_table("a.csv", jpeg=1.0), write_table("b.csv", ours=0.5)
+    result = run("bdrate", "a.csv", "b.csv")
+    assert (result.code, result.err) == (0, [])
+    assert result.out[0] == "ours against jpeg; PSNR, 3 images"
+    [rate] = [line for line in result.out if line.startswith("BD-rate  curve of means")]
+    assert " ".join(rate.split()[4:]) == "-50.00 % -50.00 to -50.00 27.8 to 35 dB"
+    assert any(line.startswith("BD-PSNR  mean of 3 images  +") for line in result.out)
+
+
+def test_bdrate_as_json(run: Run) -> None:
+    write_table("a.csv", jpeg=1.0), write_table("b.csv", ours=0.5)
+    result = run("bdrate", "a.csv", "b.csv", "--metric", "ssim", "--json")
+    [found] = json.loads("\n".join(result.out))
+    assert (found["codec"], found["anchor"], found["metric"]) == ("ours", "jpeg", "ssim")
+    for key in ("curve_of_means", "mean_of_images"):
+        assert found["bd_rate_percent"][key]["value"] == pytest.approx(-50)
+    assert found["bootstrap"] == {"num_resamples": 1000, "level": 0.95, "seed": 0}
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(
+    "arguments, pairs",
+    [
+        ("one.csv many.csv", ["jpeg against jpeg", "ours against jpeg", "webp against jpeg"]),
+        ("many.csv newer.csv", ["jpeg against jpeg", "ours against ours"]),
+        ("many.csv many.csv --codec-a jpeg", ["ours against jpeg", "webp against jpeg"]),
+        ("many.csv many.csv --codec-a jpeg --codec-b ours", ["ours against jpeg"]),
+        ("many.csv newer.csv --codec-b ours", ["ours against ours"]),
+    ],
+)
+def test_bdrate_pairs_what_makes_sense(run: Run, arguments: str, pairs: list[str]) -> None:
+    write_table("one.csv", jpeg=1.0)
+    write_table("many.csv", jpeg=1.0, ours=0.6, webp=0.8)
+    write_table("newer.csv", jpeg=1.0, ours=0.5, avif=0.7)
+    result = run("bdrate", *arguments.split())
+    assert (result.code, result.err) == (0, [])
+    assert [line.split(";")[0] for line in result.out if "against" in line] == pairs
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        ("many.csv many.csv", 2, ("jpeg, ours", "--codec-a")),
+        ("many.csv other.csv", 2, ("jpeg, ours", "avif", "--codec-a")),
+        ("many.csv other.csv --codec-a bpg", 2, ("bpg", "jpeg, ours")),
+        ("many.csv other.csv --codec-a jpeg --codec-b bpg", 2, ("bpg", "avif")),
+        ("missing.csv other.csv", 1, ("missing.csv",)),
+        ("empty.csv other.csv", 1, ("empty.csv", "no rows")),
+        ("published.csv other.csv", 1, ("published curves", "--anchor-published", "COIN")),
+        ("other.csv published.csv", 1, ("published curves", "only be the anchor")),
+        ("published.csv published.csv --anchor-published COIN", 1, ("only be the anchor",)),
+        ("published.csv other.csv --anchor-published Coin", 2, ("'Coin'", "COIN")),
+        ("published.csv other.csv --anchor-published COIN --codec-a x", 2, ("--codec-a",)),
+        ("many.csv other.csv --anchor-published COIN", 1, ("many.csv", "no published curves")),
+        ("other.csv other.csv --codec-a avif --codec-b avif --metric psnr_y", 1, ("psnr_y",)),
+    ],
+)
+def test_bdrate_refuses(run: Run, arguments: str, code: int, words: tuple[str, ...]) -> None:
+    write_table("many.csv", jpeg=1.0, ours=0.6), write_table("other.csv", avif=0.7)
+    write_table("empty.csv")
+    Path("published.csv").write_bytes(PUBLISHED.read_bytes())
+    check_refused(run("bdrate", *arguments.split()), code, *words)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_bdrate_against_a_published_curve_is_never_taken_for_a_measured_one(run: Run) -> None:
+    write_table("ours.csv", ours=0.5)
+    Path("kodak.csv").write_bytes(PUBLISHED.read_bytes())
+    command = ("bdrate", "kodak.csv", "ours.csv", "--anchor-published", "COIN")
+    result = run(*command)
+    assert result.code == 0
+    assert result.out[0].startswith("ours against published COIN, not measured here; PSNR, 3")
+    assert result.err == [
+        "inrjax: kodak.csv is about the 24 images of Kodak, ours.csv about others"
+    ]
+    assert all("against published  curve of means" in line for line in result.out[2:])
+    assert "over ours" in result.out[1]
+    [found] = json.loads("\n".join(run(*command, "--json").out))
+    assert found["bd_rate_percent_against_published"]["mean_of_images"] is None
+    assert "bd_rate_percent" not in found and "bd_psnr_db" not in found
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_bdrate_reports_a_pair_that_cannot_be_compared_and_goes_on(run: Run) -> None:
+    write_table("a.csv", jpeg=1.0)
+    far = [replace(row, codec="far", psnr=row.psnr + 50) for row in read_rows(Path("a.csv"))]
+    near = read_rows(write_table("b.csv", ours=0.5))
+    write_rows(Path("b.csv"), [*far, *near])
+    result = run("bdrate", "a.csv", "b.csv")
+    assert result.code == 1 and "ours against jpeg" in result.out[0]
+    [line] = result.err
+    assert "far against jpeg" in line and "do not overlap" in line
+
+
+# ------------------------------------------------------------------------------ results
+
+
+@pytest.fixture
+def measured(run: Run) -> Path:
+    """The folder of a run of ``inrjax evaluate``, of two pictures of SHAPE under WebP."""
+    Path("photos").mkdir()
+    save("photos/a.png"), save("photos/b.png", seed=1)
+    assert run("evaluate", "--images", "photos", "--codecs", "webp", "-o", "runs/run").code == 0
+    return Path("runs/run")
+
+
+def test_results_list_shows_every_run_and_whether_it_is_whole(run: Run, measured: Path) -> None:
+    result = run("results", "list", "runs")
+    num_rows = 2 * len(codecs.classic.WEBP_QUALITIES)
+    assert (result.code, result.err) == (0, [])
+    assert " ".join(result.out[0].split()) == "experiment run date device images rows status"
+    cells = result.out[1].split()
+    assert cells[:2] + cells[-3:] == ["runs", "run", "2", str(num_rows), "complete"]
+
+    write_rows(measured / "rows.csv", read_rows(measured / "rows.csv")[:-1])
+    Path("runs/broken").mkdir()
+    Path("runs/broken/config.json").write_text("{")
+    result = run("results", "list", "runs", "--json")
+    assert result.code == 1 and "broken" in result.err[0]
+    [facts] = json.loads("\n".join(result.out))
+    assert (facts["run"], facts["status"]) == ("run", "partial")
+
+
+def test_results_show_prints_config_provenance_and_means(run: Run, measured: Path) -> None:
+    result = run("results", "show", measured)
+    assert (result.code, result.err) == (0, [])
+    text = "\n".join(result.out)
+    assert '"webp quality=0": {' in text and '"cpu_count":' in text
+    assert sum(line.startswith("webp ") for line in result.out) == len(
+        codecs.classic.WEBP_QUALITIES
+    )
+
+
+def test_results_verify_says_what_holds(run: Run, measured: Path) -> None:
+    command = ("results", "verify", measured, "--images", "photos", "--sample", 6)
+    result = run(*command)
+    num_rows = 2 * len(codecs.classic.WEBP_QUALITIES)
+    assert (result.code, result.err) == (0, [])
+    assert result.out == [
+        "6 of 6 rows hold, 0 no longer hold",
+        f"{num_rows - 6} of {num_rows} rows not verified: not in the sample",
+    ]
+    result = run("results", "verify", measured)
+    assert result.code == 0 and "20 of these without quality" in result.out[1]
+
+    rows = read_rows(measured / "rows.csv")
+    write_rows(measured / "rows.csv", [replace(rows[0], psnr=99.0), *rows[1:]])
+    next(measured.glob("streams/webp/quality=80/b.webp")).unlink()
+    result = run(*command[:-1], 1000)
+    assert result.code == 1
+    assert result.out[0].startswith("a under webp quality=0: psnr is ")
+    assert result.out[1] == f"{num_rows - 2} of {num_rows - 1} rows hold, 1 no longer hold"
+    assert result.out[2].startswith(f"1 of {num_rows} rows not verified: without their file")
+
+
+def test_results_verify_of_a_run_without_files_fails(run: Run, measured: Path) -> None:
+    (measured / "streams").rename("elsewhere")
+    result = run("results", "verify", measured, "--images", "photos")
+    assert result.code == 1
+    assert result.out[0] == "0 of 0 rows hold, 0 no longer hold"
+    assert "without their file" in result.out[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, word",
+    [
+        ("", 2, "list"),
+        ("lst", 2, "lst"),
+        ("list missing", 1, "missing"),
+        ("list empty", 1, "empty"),
+        ("show empty", 1, "config.json"),
+        ("verify empty", 1, "config.json"),
+        ("verify empty --sample 0", 2, "--sample"),
+    ],
+)
+def test_results_refuses(run: Run, arguments: str, code: int, word: str) -> None:
+    Path("empty").mkdir()
+    check_refused(run("results", *arguments.split()), code, word)
+
+
 # ------------------------------------------------------------------------------ evaluate
 
 
@@ -640,6 +897,24 @@ def test_evaluate_without_a_picture_writes_nothing(run: Run, here: Path, folder:
     before = contents(here)
     check_refused(run("evaluate", "--images", folder, "-o", "run"), 1, folder)
     assert contents(here) == before
+
+
+def test_evaluate_names_the_command_for_a_missing_package(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("photos").mkdir()
+    save("photos/a.png")
+    before = contents(here)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, extra in (("hevc", "codecs"), ("vvc", "vvc")):
+        result = run("evaluate", "--images", "photos", "--codecs", f"jpeg,{name}", "-o", "run")
+        check_refused(result, 1, name, f"pip install 'inrjax[{extra}]'")
+    assert contents(here) == before
+
+
+def test_every_name_of_evaluate_is_in_its_help(run: Run) -> None:
+    text = " ".join(run("evaluate", "--help").out)
+    assert all(name in text for name in cli.CURVES)
 
 
 def test_evaluate_refuses_two_pictures_of_one_name(run: Run, here: Path) -> None:

@@ -79,6 +79,9 @@ def test_the_figures_are_drawn_and_are_the_same_twice(
 
 
 def test_no_page_needs_the_network() -> None:
-    for path in [*DOCS.rglob("*.md"), *DOCS.glob("*.py"), *DOCS.glob("_*/*.*")]:
+    sources = [*DOCS.rglob("*.md"), *DOCS.glob("*.py"), *DOCS.glob("_*/*.*")]
+    for path in sources:
+        if path.relative_to(DOCS).parts[0] == "_build":  # what was built from them
+            continue
         text = path.read_text("utf-8") if path.suffix in (".md", ".py", ".css", ".html") else ""
         assert not re.search(r"<script|@import|src=[\"']http|cdn\.", text), path

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +122,8 @@ def test_rows_say_what_the_files_hold(toy, tmp_path):
         assert (row.height, row.width) == image.shape[:2]
         assert row.digest == hashlib.sha256(stream).hexdigest()
         assert row.psnr == metrics.psnr(image, image_hat)
+        assert row.psnr_y == metrics.psnr_y(image, image_hat)
+        assert row.psnr_ycbcr == metrics.psnr_ycbcr(image, image_hat)
         assert row.ssim == metrics.ssim(image, image_hat) and row.ms_ssim is None
         assert row.encode_seconds > 0 and row.decode_seconds > 0 and row.batch_size == 2
     assert [row.seed for row in rows] == [5, 5, None, None]
@@ -231,6 +236,126 @@ evaluate([Toy(8)], images, Path({str(folder)!r}), batch_size=2)
     assert [row.image for row in rows] == ["0", "1", "2", "3"]
     images = {str(i): picture(0, seed=i) for i in range(6)}
     assert evaluate([toy(8)], images, folder, batch_size=2)[:4] == rows
+
+
+# Every call of encode leaves a line in encodes.log. Encoding and decoding take a while, so that a
+# kill finds either under way.
+SLOW = """
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+def pictures():
+    generator = np.random.default_rng(0)
+    return {str(i): generator.integers(0, 256, (9, 9, 3), np.uint8) for i in range(8)}
+
+
+@dataclass(frozen=True, eq=False)
+class Slow:
+    step: int
+    suffix = ".slow"
+    name = "slow"
+
+    @property
+    def setting(self):
+        return f"step={self.step}"
+
+    def encode(self, images, on_progress=None):
+        with open(Path(__file__).parent / "encodes.log", "a") as log:
+            log.write(f"{self.step} {len(images)}\\n")
+        time.sleep(0.03)
+        return [np.array(im.shape, "<i8").tobytes() + (im // self.step).tobytes() for im in images]
+
+    def decode(self, streams):
+        time.sleep(0.03)
+        return [
+            np.frombuffer(s[24:], np.uint8).reshape(np.frombuffer(s[:24], "<i8")) * self.step
+            for s in streams
+        ]
+"""
+
+
+def left_behind(folder):
+    """Files that only a killed writer leaves."""
+    return [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def test_kills_at_random_moments_lose_an_image_each_and_double_no_row(tmp_path, monkeypatch):
+    """SIGKILL while it encodes, decodes, measures or writes; the same call goes on from there."""
+    modules, folder = tmp_path / "modules", tmp_path / "run"
+    modules.mkdir()
+    (modules / "slow_codec.py").write_text(SLOW)
+    program = f"""
+import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(modules)]!r}
+from pathlib import Path
+from slow_codec import Slow, pictures
+from inrjax.evaluate import evaluate
+say = lambda *_: print("on", flush=True)
+evaluate([Slow(2), Slow(4)], pictures(), Path({str(folder)!r}), batch_size=1, on_progress=say)
+"""
+    generator = np.random.default_rng(0)
+    kept, num_kills = [], 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdout is not None
+        for _ in range(generator.integers(1, 6)):  # a line as it begins, and one for each image
+            process.stdout.readline()
+        time.sleep(generator.uniform(0, 0.15))
+        process.kill()
+        num_kills += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        table = folder / "rows.csv"
+        rows = results.read_rows(table) if table.exists() else []
+        assert rows[: len(kept)] == kept  # what was there stays, seconds and all
+        assert len({(row.setting, row.image) for row in rows}) == len(rows)
+        kept = rows
+    assert num_kills >= 2 and len(kept) > 0
+
+    monkeypatch.syspath_prepend(str(modules))
+    import slow_codec  # pyright: ignore
+
+    images, codecs = slow_codec.pictures(), [slow_codec.Slow(2), slow_codec.Slow(4)]
+    (folder / "streams" / "slow" / "step=2").mkdir(parents=True, exist_ok=True)
+    for name in ("streams/slow/step=2/.0.slow.x", ".rows.csv.x", ".images.json.x"):
+        (folder / name).write_text("half")  # as a kill inside a write leaves it
+    rows = evaluate(codecs, images, folder, batch_size=1)
+    assert rows[: len(kept)] == kept and results.read_rows(folder / "rows.csv") == rows
+    assert len(rows) == 16 and not left_behind(folder)
+    encodes = (modules / "encodes.log").read_text().splitlines()
+    assert 16 <= len(encodes) <= 16 + num_kills  # a kill costs the current image at most
+
+    whole = evaluate(codecs, images, tmp_path / "whole", batch_size=1)
+    seconds = {"encode_seconds": 0.0, "decode_seconds": 0.0}
+    assert [replace(row, **seconds) for row in rows] == [replace(row, **seconds) for row in whole]
+    for row in rows:
+        stream = folder / "streams" / "slow" / row.setting / f"{row.image}.slow"
+        assert hashlib.sha256(stream.read_bytes()).hexdigest() == row.digest
+
+
+def test_the_decoding_process_of_a_killed_evaluation_ends_and_leaves_nothing(toy, tmp_path):
+    """Its requester is gone: standard input ends, and the decoded images are deleted."""
+    path = stream_path(tmp_path, toy(8), "a")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(toy(8).encode([picture()])[0])
+    decoded = tmp_path / "decoded"
+    decoded.mkdir()
+    worker = module._Worker()
+    worker._start()
+    process = worker._process
+    assert process is not None and process.stdin is not None
+    request = ([str(path)], str(decoded), module._pickled(toy(8)))
+    worker._ask(pickle.dumps(request))
+    assert list(decoded.iterdir())
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    assert not decoded.exists()
+    worker._process = None
 
 
 def test_progress_counts_hundredths_and_an_interrupt_passes(toy, tmp_path):

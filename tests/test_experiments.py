@@ -39,6 +39,28 @@ def test_kodak_rd_smoke(tmp_path: Path) -> None:
     assert (folder / "rd.png").stat().st_size > 1000 and (folder / "provenance.json").exists()
 
 
+def test_classic_rd_smoke(tmp_path: Path) -> None:
+    for package in ("pyvips", "imagecodecs", "pillow_heif"):
+        pytest.importorskip(package)
+    from experiments import classic_rd
+
+    folder = classic_rd.main(classic_rd.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    wanted = {(c.name, c.setting) for c in classic_rd.build_codecs(classic_rd.SMOKE)}
+    assert {(row.codec, row.setting) for row in rows} == wanted
+    assert len(rows) == 3 * len(wanted)
+    table = (folder / "table.md").read_text()
+    names = {name for name, _ in wanted}
+    assert names == set(classic_rd.FLAGS) - {"vvc"}
+    assert all(f"| {name} | " in table for name in names)
+    [record] = json.loads((folder / "provenance.json").read_text())
+    libraries = ("imagecodecs/libjxl", "pillow-heif/x265", "pillow/avif", "pyvips-binary")
+    assert all(record["versions"][name] for name in libraries)
+    before = (folder / "rows.csv").read_bytes(), (folder / "table.md").read_bytes()
+    classic_rd.main(classic_rd.Options(output=tmp_path, smoke=True))  # nothing is measured twice
+    assert before == ((folder / "rows.csv").read_bytes(), (folder / "table.md").read_bytes())
+
+
 def test_init_gain_smoke(tmp_path: Path) -> None:
     from experiments import init_gain
 
@@ -138,3 +160,13 @@ def test_benchmark_codec_smoke(tmp_path: Path) -> None:
     table = (folder / "table.md").read_text()
     assert len(rows) == 3 and all(f"| {row['codec']} | {row['size']} |" in table for row in rows)
     assert (folder / "provenance.json").exists()
+
+
+def test_width_model_smoke(tmp_path: Path) -> None:
+    from experiments import width_model
+
+    table = tmp_path / "table.json"
+    options = width_model.Options(output=tmp_path / "runs", table=table, smoke=True)
+    assert width_model.main(options) == table
+    [(width, measured)] = json.loads(table.read_text())["widths"].items()
+    assert width == "24" and 8 < measured["log2_bytes"] < 13 and 5 < measured["psnr"] < 40

@@ -610,8 +610,8 @@ def every_bit(plans: str) -> list[np.ndarray]:
 
 def rate_plan() -> tuple[overfit.RatePlan, overfit.RateShared]:
     init = packaged_init(packaged_widths()[0])
-    plan = overfit.RatePlan(init.net, PLAN.optimizer, 40, PLAN.tiles_per_step, 4, 0.3)
-    return plan, overfit.rate_shared(init, 0)
+    plan = overfit.RatePlan(init.net, PLAN.optimizer, 40, PLAN.tiles_per_step, 4)
+    return plan, overfit.rate_shared(init, 0.3, 0)
 
 
 def fit_on_devices(plans: str, count: int, out: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_plain_fit_improves_the_image() -> None:
 @pytest.mark.parametrize("with_rates", [True, False])
 def test_rate_shared_values(with_rates) -> None:
     init = tiny_init() if with_rates else replace(tiny_init(), rates=None)
-    shared = overfit.rate_shared(init, seed=4)
+    shared = overfit.rate_shared(init, 0.3, seed=4)
     start = 0
     # Means and scales are vectors in the order of the params' leaves, in jax and in trees alike.
     assert shared.mean.shape == shared.scales.shape == (init.net.num_params,)
@@ -118,7 +118,7 @@ def test_rate_shared_values(with_rates) -> None:
         for path, leaf in trees.leaves(init.rates):
             assert rates[path].dtype == jnp.float32
             np.testing.assert_array_equal(rates[path], np.asarray(leaf, np.float32))
-    assert shared.key == jax.random.key(4)
+    assert (shared.slope, shared.key) == (np.float32(0.3), jax.random.key(4))
 
 
 def test_a_first_layer_s_columns_have_scales_of_their_own() -> None:
@@ -126,7 +126,7 @@ def test_a_first_layer_s_columns_have_scales_of_their_own() -> None:
     envelope = trees.from_leaves(dict(trees.leaves(init.envelope)))
     columns = np.arange(NET.num_features, dtype=np.int8)[None] - 40
     envelope["layer_00"]["weight"] = columns
-    scales = overfit.rate_shared(replace(init, envelope=envelope), seed=0).scales
+    scales = overfit.rate_shared(replace(init, envelope=envelope), 0.3, seed=0).scales
     weight = trees.unravel(np.asarray(scales), init.params)["layer_00"]["weight"]
     np.testing.assert_allclose(weight, np.repeat(2.0 ** (columns / 4), 8, axis=0), rtol=1e-6)
 
@@ -196,7 +196,7 @@ def test_rounding_passes_gradients_straight_through() -> None:
 
 def test_some_steps_are_rounded_and_only_the_last() -> None:
     for steps in (1, 2, 10, 19, 40, 100, 2000):
-        plan = overfit.RatePlan(NET, optimizers.Muon(0.01), steps, 1, 1, 0.3)
+        plan = overfit.RatePlan(NET, optimizers.Muon(0.01), steps, 1, 1)
         assert 0 <= plan.noisy_steps < steps
         assert plan.noisy_steps >= 0.94 * steps - 1
 
@@ -204,22 +204,22 @@ def test_some_steps_are_rounded_and_only_the_last() -> None:
 # ---------------------------------------------------------------------------- rate: fits
 
 
-def rate_plan(slope: float) -> overfit.RatePlan:
-    return overfit.RatePlan(NET, optimizers.Muon(0.01), STEPS, 4, 1, slope)
+def rate_plan() -> overfit.RatePlan:
+    return overfit.RatePlan(NET, optimizers.Muon(0.01), STEPS, 4, 1)
 
 
 @cache
 def rate_fit(slope: float, envelope_shift: int = 0) -> fit.FitResult:
     init = tiny_init()
     moved = jax.tree.map(lambda e: (e + envelope_shift).astype(np.int8), init.envelope)
-    shared = overfit.rate_shared(replace(init, envelope=moved), seed=0)
-    return fit.fit_batch(rate_plan(slope), shared, [points()])[0]
+    shared = overfit.rate_shared(replace(init, envelope=moved), slope, seed=0)
+    return fit.fit_batch(rate_plan(), shared, [points()])[0]
 
 
 @cache
 def coded(slope: float) -> tuple[Any, float]:
     """The params that a file of that fit would hold, and their bits under the learned scales."""
-    shared, learned = overfit.rate_shared(tiny_init(), seed=0), rate_fit(slope).params
+    shared, learned = overfit.rate_shared(tiny_init(), slope, seed=0), rate_fit(slope).params
     mean, scales = (trees.unravel(np.asarray(x), shared.params) for x in shared[2:4])
     params, bits = {}, 0.0
     for i, (path, leaf) in enumerate(trees.leaves(learned["net"])):
@@ -242,7 +242,7 @@ def test_a_rate_fit_improves_the_image_as_it_is_coded() -> None:
 
 
 def test_the_snapshot_is_of_the_rounded_part_and_of_its_loss() -> None:
-    result, plan = rate_fit(0.3), rate_plan(0.3)
+    result, plan = rate_fit(0.3), rate_plan()
     params, bits = coded(0.3)
     loss = np.log(10 ** (-psnr(NET, params) / 10) + overfit.MSE_FLOOR) + 0.3 * np.log(bits)
     assert loss == pytest.approx(result.losses[plan.noisy_steps :].min(), abs=1e-3)
@@ -263,9 +263,9 @@ def test_slope_zero_ignores_the_rate() -> None:
 
 
 def test_a_rate_fit_starts_at_the_adapted_init() -> None:
-    shared = overfit.rate_shared(tiny_init(), seed=0)
+    shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
     datum = jax.tree.map(jnp.asarray, points())
-    plan = rate_plan(0.3)
+    plan = rate_plan()
     params = shared.params
     gradient = jax.jit(jax.grad(partial(overfit.point_mse, NET)))
     for i in range(2):  # by hand: one tile after the other, at its own rates
@@ -282,8 +282,18 @@ def test_a_rate_fit_starts_at_the_adapted_init() -> None:
     np.testing.assert_array_equal(trees.ravel(plain["net"]), trees.ravel(shared.params))
 
 
+def test_a_fit_goes_on_from_what_an_earlier_one_learned() -> None:
+    learned = rate_fit(0.3).params
+    shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)._replace(learned=learned)
+    datum = jax.tree.map(jnp.asarray, points())
+    started = jax.jit(rate_plan().start)(shared, datum)
+    for a, b in zip(jax.tree.leaves(started.params), jax.tree.leaves(learned), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(started.step) == 0
+
+
 def test_the_grid_has_an_optimiser_of_its_own() -> None:
-    optimizer = rate_plan(0.3)._optimizer()
+    optimizer = rate_plan()._optimizer()
     net = jax.tree.map(jnp.asarray, tiny_init().params)
     learned = {"net": net, "log_step": jnp.zeros(6), "log_scale": jnp.zeros(6)}
     state = jax.jit(optimizer.init)(learned)

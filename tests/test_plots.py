@@ -6,9 +6,9 @@ import io
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -23,13 +23,25 @@ def lines_by_label(figure):
     return {line.get_label(): line for line in figure.axes[0].get_lines()}
 
 
-def test_measured_is_solid_with_markers_and_published_dashed_without():
+def test_measured_is_solid_and_filled_and_published_dashed_and_hollow():
     lines = lines_by_label(plots.rd_figure(MEASURED, PUBLISHED))
-    assert set(lines) == {*MEASURED, *PUBLISHED}
+    assert set(lines) == {"ours", plots.MEASURED["jpeg"].label, *PUBLISHED}
     for name, curve in (MEASURED | PUBLISHED).items():
-        np.testing.assert_array_equal(lines[name].get_xydata(), curve)
-        assert (lines[name].get_linestyle() == "-") == (name in MEASURED)
-        assert (lines[name].get_marker() not in ("None", None, "")) == (name in MEASURED)
+        line = lines[plots.MEASURED[name].label if name == "jpeg" else name]
+        np.testing.assert_array_equal(line.get_xydata(), curve)
+        assert (line.get_linestyle() == "-") == (name in MEASURED)
+        assert (line.get_markerfacecolor() == line.get_color()) == (name in MEASURED)
+
+
+def test_estimated_rates_stand_apart_and_a_codec_looks_the_same_everywhere():
+    figure = plots.rd_figure(MEASURED, {"COIN": PUBLISHED["COIN"]}, {"C3": PUBLISHED["C3"]})
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-4:] == ["published", "COIN", "published, rate estimated", "C3"]
+    alone = lines_by_label(plots.rd_figure({}, {}, {"C3": PUBLISHED["C3"]}))["C3"]
+    again = lines_by_label(figure)["C3"]
+    assert (alone.get_color(), alone.get_marker()) == (again.get_color(), again.get_marker())
+    dashes = [str(lines_by_label(figure)[name]._unscaled_dash_pattern) for name in ("COIN", "C3")]
+    assert dashes[0] != dashes[1]
 
 
 def test_axes_legend_and_limits():
@@ -41,7 +53,8 @@ def test_axes_legend_and_limits():
     assert low < 23.2 and 27.1 < high < 30  # fitted to the points at 0.5 bpp and below
     [legend] = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["measured here", *MEASURED, "published", *PUBLISHED]
+    jpeg = plots.MEASURED["jpeg"].label
+    assert labels == ["measured here", "ours", jpeg, "published", *PUBLISHED]
     figure = plots.rd_figure(MEASURED, PUBLISHED, psnr_range=(20, 35))
     assert figure.axes[0].get_ylim() == (20, 35)
 
@@ -61,20 +74,27 @@ def test_one_kind_or_none_is_fine():
 
 
 def test_curves_are_told_apart_without_colour():
-    """No two curves of a kind share colour and shape, and neighbours differ in shape alone."""
+    """No two curves of a figure share both marker and dash, whatever they are called."""
     curves = {str(i): [(0.1 * i, 20.0 + i)] for i in range(13)}
-    measured = lines_by_label(plots.rd_figure(curves, {})).values()
-    published = lines_by_label(plots.rd_figure({}, curves)).values()
-    markers = [line.get_marker() for line in measured]
-    dashes = [str(line._unscaled_dash_pattern) for line in published]
-    for lines, shapes in ((measured, markers), (published, dashes)):
-        assert len({(line.get_color(), s) for line, s in zip(lines, shapes, strict=True)}) == 13
-        assert all(a != b for a, b in pairwise(shapes))
+    figure = plots.rd_figure(curves, {f"p{name}": curve for name, curve in curves.items()})
+    lines = figure.axes[0].get_lines()
+    shapes = {(str(line.get_marker()), str(line._unscaled_dash_pattern)) for line in lines}
+    assert len(lines) == len(shapes) == 26
 
 
 def test_too_many_curves_are_refused():
     with pytest.raises(ValueError, match="at most"):
         plots.rd_figure({}, {str(i): [(0.1, 20.0)] for i in range(36)})
+
+
+def test_a_style_sets_sizes_and_leaves_no_trace():
+    before = dict(matplotlib.rcParams)
+    for style in (plots.PRINT, plots.SLIDES):
+        figure = plots.rd_figure(MEASURED, PUBLISHED, style=style)
+        width, height = figure.get_size_inches()
+        assert width == style.double and height == (style.height or height)
+        assert figure.axes[0].xaxis.label.get_fontsize() == style.font
+    assert dict(matplotlib.rcParams) == before
 
 
 def panels(height=8, width=12):

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, inr
-from inrjax.codecs.classic import Jpeg, Jpeg2000, WebP
+from inrjax.codecs import classic, fmm, inr, modern, vvc
+from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
+from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
+from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.vvc import Vvc
 from inrjax.init import Init
-from inrjax.types import BitstreamError, Image
+from inrjax.types import BitstreamError, Codec, Image
 
 __all__ = [
+    "BY_NAME",
     "BY_TAG",
+    "Avif",
     "Coin",
     "Description",
+    "Fmm",
+    "FmmInside",
+    "Hevc",
     "Jpeg",
     "Jpeg2000",
+    "JpegXl",
     "MetaSiren",
+    "MozJpeg",
+    "Png",
+    "Vvc",
     "WebP",
     "classic",
     "decode_stream",
+    "decoder",
     "describe",
+    "fmm",
     "inr",
+    "modern",
+    "vvc",
 ]
 
 BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
 """The codec of each tag that an .inr file can name."""
+
+
+BY_NAME: dict[str, Callable[[], Codec]] = {
+    "coin": Coin,
+    "meta-siren": MetaSiren,
+    "jpeg": lambda: Jpeg(1, optimize=False),
+    "jpeg-optimized": lambda: Jpeg(1, optimize=True),
+    "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
+    "jpeg-optimized-444": lambda: Jpeg(1, optimize=True, subsample=False),
+    "jpeg-mozjpeg": lambda: MozJpeg(1),
+    "jpeg2000": lambda: Jpeg2000(1),
+    "webp": lambda: WebP(0),
+    "avif": lambda: Avif(0),
+    "jpeg-xl": lambda: JpegXl(1.0),
+    "hevc": lambda: Hevc(0),
+    "vvc": lambda: Vvc(0),
+    "png": Png,
+    "fmm": Fmm,
+    "fmm-jpeg-optimized": lambda: FmmInside(Jpeg(1, optimize=True)),
+}
+"""How to make a codec of each name that a row of a table can have; ValueError where its package is
+not installed. Decoding needs no setting: any one reads the streams of all."""
 
 
 class Description(NamedTuple):
@@ -58,6 +97,19 @@ def _codec_for(stream: bitstream.Stream, init: Init | None) -> Coin | MetaSiren:
         # Any MetaSiren finds the packaged init that a stream names, whatever its own width.
         return MetaSiren(width=init.net.width, init=init) if init else MetaSiren()
     return codec()
+
+
+def decoder(name: str, init: Init | None = None) -> Codec:
+    """A codec that decodes every stream of the codec of that name, whatever its setting was.
+
+    ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises ValueError for a name
+    that is not in `BY_NAME`, or whose optional package is not installed.
+    """
+    if name not in BY_NAME:
+        raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
+    if name == MetaSiren().name and init is not None:
+        return MetaSiren(width=init.net.width, init=init)
+    return BY_NAME[name]()
 
 
 def decode_stream(data: bytes, init: Init | None = None) -> Image:

@@ -1,0 +1,1 @@
+"""Figures and tables of a paper, drawn from committed rows; see `experiments.figures.__main__`."""

@@ -1,0 +1,346 @@
+"""Encoding to a wanted size or quality: the width by prediction, then the slope by a short search.
+
+One picture is fitted once at a width that a table of training images suggests, and at another if
+the first was far off. From there, refinements of a tenth of the steps try other slopes: log bytes
+and PSNR are nearly linear in the logarithm of the slope, so that few are needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import NamedTuple, Protocol
+
+from inrjax import metrics
+from inrjax.codecs.inr import MetaSiren
+from inrjax.types import Image, OnProgress, Params
+
+DB_PER_OCTAVE = 1.6
+"""PSNR that twice the bytes buy, by width; measured on held-back cid22 images."""
+
+SLOPES = (0.02, 1.2)
+"""Where the search stays. Beyond, a file grows without getting better, or falls apart."""
+
+_MAX_WIDTHS = 3  # fits of a picture
+_MAX_REFINEMENTS = 10
+_REFINE_SHARE = 0.1  # steps of a refinement, of those of a fit
+_MIN_REFINE_STEPS = 50
+_PROBE_SHARE = 0.25  # steps of the fit that a PSNR is predicted from
+_OCTAVES_PER_OCTAVE = -0.31  # of bytes, for one of the slope
+_REACH = 0.4  # octaves of bytes that the slope changes without harm
+_MARGIN = 0.02  # octaves below a limit that the search aims at
+
+
+class Measured(NamedTuple):
+    """A file as it is: its bytes, bits per pixel, and PSNR in dB of what it decodes to."""
+
+    stream: bytes
+    bpp: float
+    psnr: float
+
+    @property
+    def num_bytes(self) -> float:
+        """Bytes of the file."""
+        return len(self.stream)
+
+
+class Rated(Protocol):
+    """What a target looks at: a file, or what is expected of one."""
+
+    @property
+    def num_bytes(self) -> float:
+        """Bytes of the file."""
+        ...
+
+    @property
+    def bpp(self) -> float:
+        """Its bits per pixel."""
+        ...
+
+    @property
+    def psnr(self) -> float:
+        """In dB."""
+        ...
+
+
+class Target(Protocol):
+    """What is wanted of a file."""
+
+    def excess(self, measured: Rated) -> float:
+        """Octaves of bytes by which the file is too large; below 0, too small."""
+        ...
+
+    def is_met(self, measured: Rated) -> bool:
+        """Whether the file will do."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetBpp:
+    """Bits per pixel, within ``tolerance`` (a share). ValueError unless both are above 0."""
+
+    bpp: float
+    tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        _require_positive("bits per pixel", self.bpp)
+        _require_positive("a tolerance", self.tolerance)
+
+    def excess(self, measured: Rated) -> float:
+        """See `Target`."""
+        return math.log2(measured.bpp / self.bpp)
+
+    def is_met(self, measured: Rated) -> bool:
+        """See `Target`."""
+        return abs(measured.bpp / self.bpp - 1) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class TargetPsnr:
+    """PSNR in dB, within ``tolerance`` dB. ValueError unless both are above 0."""
+
+    psnr: float
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_positive("a PSNR", self.psnr)
+        _require_positive("a tolerance", self.tolerance)
+
+    def excess(self, measured: Rated) -> float:
+        """See `Target`."""
+        return (measured.psnr - self.psnr) / DB_PER_OCTAVE
+
+    def is_met(self, measured: Rated) -> bool:
+        """See `Target`."""
+        return abs(measured.psnr - self.psnr) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class MaxBytes:
+    """Never more than so many bytes, and at least ``1 - tolerance`` of them where the widths reach
+    so far. ValueError unless both are above 0."""
+
+    num_bytes: int
+    tolerance: float = 0.04
+
+    def __post_init__(self) -> None:
+        _require_positive("a number of bytes", self.num_bytes)
+        _require_positive("a tolerance", self.tolerance)
+
+    def excess(self, measured: Rated) -> float:
+        """See `Target`."""
+        return math.log2(measured.num_bytes / self.num_bytes) + _MARGIN
+
+    def is_met(self, measured: Rated) -> bool:
+        """See `Target`."""
+        return 1 - self.tolerance <= measured.num_bytes / self.num_bytes <= 1
+
+    def allows(self, measured: Rated) -> bool:
+        """Whether the file is small enough."""
+        return measured.num_bytes <= self.num_bytes
+
+
+def _require_positive(what: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"got {value} for {what}, expected a number above 0")
+
+
+class UnreachableError(ValueError):
+    """No file of this picture meets the target; ``nearest`` comes nearest."""
+
+    def __init__(self, nearest: Measured):
+        super().__init__(
+            "the target cannot be reached for this picture: the nearest file has "
+            f"{nearest.num_bytes} bytes, {nearest.bpp:.4f} bpp and {nearest.psnr:.2f} dB, ask for "
+            "that"
+        )
+        self.nearest = nearest
+
+
+class WidthModel(NamedTuple):
+    """What a width costs and gives, means over training images: ``log2_bytes`` of a file, and its
+    ``psnr`` in dB."""
+
+    log2_bytes: float
+    psnr: float
+
+
+def encode_to(
+    image: Image,
+    target: Target,
+    codec: MetaSiren,
+    model: Mapping[int, WidthModel],
+    on_progress: OnProgress | None = None,
+) -> Measured:
+    """The file of a uint8 (height, width, 3) image that meets a target.
+
+    Args:
+      codec: steps, seed and optimiser of the fits; its slope is where the search starts. One with
+        an init of its own keeps its width.
+      model: the widths to choose from, each with a packaged init; see `packaged_model`.
+      on_progress: of each fit, one after the other.
+
+    Raises:
+      UnreachableError: no width and slope meet the target. ValueError: as the codec.
+    """
+    allowed = {codec.width: model[codec.width]} if codec.init is not None else model
+    search = _Search(image, target, codec, on_progress)
+    for width in _widths_to_try(search, allowed):
+        search.fit(width)
+        if search.is_met():
+            break
+    else:
+        search.try_slopes()
+    return search.result()
+
+
+def _widths_to_try(search: _Search, model: Mapping[int, WidthModel]) -> Iterator[int]:
+    """The width that the model suggests; then, as long as what it gave is out of the slope's reach,
+    the one that is nearest by what is known of this picture."""
+    width = _first_width(search, model)
+    for _ in range(_MAX_WIDTHS):
+        yield width
+        excess = search.target.excess(search.fits[width].measured)
+        wanted = model[width].log2_bytes - excess
+        width = min(model, key=lambda other: abs(model[other].log2_bytes - wanted))
+        if abs(excess) <= _REACH or width in search.fits:
+            return
+
+
+def _first_width(search: _Search, model: Mapping[int, WidthModel]) -> int:
+    """The width whose typical file comes nearest to the target.
+
+    For a PSNR that depends on the picture most of all: a short fit of the smallest width tells.
+    """
+    if len(model) == 1:
+        return next(iter(model))
+    height, width = search.image.shape[:2]
+    offset = 0.0
+    if isinstance(search.target, TargetPsnr):
+        smallest = min(model)
+        offset = search.probe(smallest) - model[smallest].psnr
+
+    def distance(candidate: int) -> float:
+        num_bytes = 2 ** model[candidate].log2_bytes
+        typical = _Typical(
+            num_bytes, 8 * num_bytes / (height * width), model[candidate].psnr + offset
+        )
+        return abs(search.target.excess(typical))
+
+    return min(model, key=distance)
+
+
+class _Typical(NamedTuple):
+    """What a `Target` looks at, of a file that was not made."""
+
+    num_bytes: float
+    bpp: float
+    psnr: float
+
+
+class _Fit(NamedTuple):
+    """A fit of one width at the codec's own slope."""
+
+    codec: MetaSiren
+    learned: Params
+    measured: Measured
+
+
+class _Search:
+    """One picture and its target: every file that was made, and the fits."""
+
+    def __init__(
+        self, image: Image, target: Target, codec: MetaSiren, on_progress: OnProgress | None
+    ):
+        self.image, self.target, self._codec = image, target, codec
+        self._on_progress = on_progress
+        self.fits: dict[int, _Fit] = {}
+        self.files: list[Measured] = []
+
+    def probe(self, width: int) -> float:
+        """PSNR in dB of a short fit."""
+        steps = max(1, round(_PROBE_SHARE * self._codec.num_steps))
+        codec = replace(self._codec, width=width, num_steps=steps)
+        [learned] = codec.fit([self.image])
+        return self._measure(codec, learned).psnr
+
+    def fit(self, width: int) -> None:
+        """A whole fit of a width, into ``fits``."""
+        codec = replace(self._codec, width=width)
+        [learned] = codec.fit([self.image], self._on_progress)
+        measured = self._measure(codec, learned)
+        self.fits[width] = _Fit(codec, learned, measured)
+        self.files.append(measured)
+
+    def try_slopes(self) -> None:
+        """Refine the nearest fit at other slopes, by regula falsi (the Illinois rule), until a file
+        meets the target or the slopes are used up."""
+        base = min(self.fits.values(), key=lambda fit: abs(self.target.excess(fit.measured)))
+        low, high = (math.log2(slope) for slope in SLOPES)
+        start, excess = math.log2(base.codec.slope), self.target.excess(base.measured)
+        at = start + excess / -_OCTAVES_PER_OCTAVE
+        too_large: tuple[float, float] | None = None  # (log2 slope, excess > 0), the nearest
+        too_small: tuple[float, float] | None = None
+        for _ in range(_MAX_REFINEMENTS):
+            at = min(max(at, low), high)
+            excess = self._refine(base, 2**at)
+            if self.is_met():
+                return
+            if excess > 0:
+                too_large = (at, excess)
+                too_small = too_small and (too_small[0], too_small[1] / 2)
+            else:
+                too_small = (at, excess)
+                too_large = too_large and (too_large[0], too_large[1] / 2)
+            if too_large and too_small:
+                (a, fa), (b, fb) = too_large, too_small
+                at = a + (b - a) * fa / (fa - fb)
+            elif at == (high if excess > 0 else low):
+                return
+            else:
+                # A little further than the line says, so that the other side is found soon.
+                at += 1.2 * excess / -_OCTAVES_PER_OCTAVE
+
+    def _refine(self, base: _Fit, slope: float) -> float:
+        """Another file of a fit; its excess."""
+        codec = replace(base.codec, slope=slope)
+        steps = max(_MIN_REFINE_STEPS, round(_REFINE_SHARE * codec.num_steps))
+        measured = self._measure(codec, codec.refine(self.image, base.learned, steps))
+        self.files.append(measured)
+        return self.target.excess(measured)
+
+    def _measure(self, codec: MetaSiren, learned: Params) -> Measured:
+        stream = codec.pack(self.image, learned)
+        [image_hat] = codec.decode([stream])
+        bpp = metrics.bpp(len(stream), *self.image.shape[:2])
+        return Measured(stream, bpp, metrics.psnr(self.image, image_hat))
+
+    def is_met(self) -> bool:
+        """Whether the last file meets the target."""
+        return self.target.is_met(self.files[-1])
+
+    def result(self) -> Measured:
+        """The best file there is; UnreachableError if none will do."""
+        nearest = min(self.files, key=lambda file: abs(self.target.excess(file)))
+        if isinstance(self.target, MaxBytes):
+            allowed = [file for file in self.files if self.target.allows(file)]
+            if allowed:
+                return max(allowed, key=lambda file: file.psnr)
+        elif self.target.is_met(nearest):
+            return nearest
+        raise UnreachableError(nearest)
+
+
+_MODEL_FILE = "width_model.json"
+
+
+@cache
+def packaged_model() -> dict[int, WidthModel]:
+    """Of every packaged width, measured on training images by experiments/width_model.py."""
+    path = resources.files("inrjax").joinpath("inits", _MODEL_FILE)
+    measured = json.loads(path.read_text("utf-8"))["widths"]
+    return {int(width): WidthModel(**values) for width, values in measured.items()}

@@ -1,0 +1,169 @@
+"""Rate control: a target is met or refused, never exceeded, whatever a picture is like."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import photograph
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from inrjax import codecs, metrics, ratecontrol
+from inrjax.ratecontrol import MaxBytes, Measured, TargetBpp, TargetPsnr, UnreachableError
+
+HEIGHT, WIDTH = 50, 80
+MODEL = {
+    width: ratecontrol.WidthModel(math.log2(100 * width), 20 + 1.6 * math.log2(width / 24))
+    for width in (24, 32, 48, 64)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FakeCodec:
+    """Sizes and qualities by formula: a stream is its PSNR and padding up to its size."""
+
+    width: int = 32
+    num_steps: int = 1000
+    slope: float = 0.3
+    init: Any = None
+    octaves: float = 0.0
+    """By which this picture's files are larger than typical ones."""
+    db: float = 0.0
+    elasticity: float = -0.31
+    wobble: float = 0.0
+    """Of the size, as refinements do not fall on a line."""
+    spent: Any = None
+    """A list: the steps of every fit."""
+
+    def fit(self, images, on_progress=None):
+        self._spend(self.num_steps)
+        return [{"refined": 0.0}]
+
+    def refine(self, image, learned, num_steps):
+        self._spend(num_steps)
+        return {"refined": 1.0}
+
+    def _spend(self, steps: int) -> None:
+        if self.spent is not None:
+            self.spent.append(steps)
+
+    def pack(self, image, learned) -> bytes:
+        turns = math.log2(self.slope / 0.3)
+        octaves = self.octaves + self.elasticity * turns + self.wobble * math.sin(5 * turns)
+        size = max(8, round(2 ** (MODEL[self.width].log2_bytes + octaves) / 4) * 4)
+        psnr = MODEL[self.width].psnr + self.db - 0.52 * turns + 0.05 * learned["refined"]
+        return np.float64(psnr).tobytes().ljust(size, b"\0")
+
+    def decode(self, streams):
+        return [stream[:8] for stream in streams]
+
+
+@pytest.fixture(autouse=True)
+def psnr_by_formula(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real" not in request.node.name:
+        monkeypatch.setattr(
+            metrics, "psnr", lambda image, image_hat: float(np.frombuffer(image_hat)[0])
+        )
+
+
+IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def encode(target: Any, codec: Any) -> Measured:
+    return ratecontrol.encode_to(IMAGE, target, codec, MODEL)
+
+
+pictures = st.builds(
+    FakeCodec,
+    octaves=st.floats(-0.4, 0.4),
+    db=st.floats(-4, 8),
+    elasticity=st.floats(-0.5, -0.2),
+    wobble=st.floats(0, 0.03),
+)
+
+
+@settings(deadline=None)
+@given(codec=pictures, num_bytes=st.integers(2400, 6400))
+def test_a_target_in_bits_is_met(codec: FakeCodec, num_bytes: int) -> None:
+    target = TargetBpp(metrics.bpp(num_bytes, HEIGHT, WIDTH))
+    made = encode(target, codec)
+    assert target.is_met(made)
+    assert abs(made.num_bytes / num_bytes - 1) <= 0.02
+    assert made.bpp == metrics.bpp(len(made.stream), HEIGHT, WIDTH)
+
+
+@settings(deadline=None)
+@given(codec=pictures, above=st.floats(-0.3, 2.5))
+def test_a_target_in_db_is_met(codec: FakeCodec, above: float) -> None:
+    wanted = MODEL[24].psnr + codec.db + above
+    assert abs(encode(TargetPsnr(wanted), codec).psnr - wanted) <= 0.1
+
+
+@settings(deadline=None)
+@given(codec=pictures, limit=st.integers(500, 20_000))
+def test_a_limit_is_never_exceeded_and_used_up(codec: FakeCodec, limit: int) -> None:
+    try:
+        made = encode(MaxBytes(limit), codec)
+    except UnreachableError as error:
+        assert error.nearest.num_bytes > limit
+        smallest = replace(codec, width=24, slope=ratecontrol.SLOPES[1])
+        assert len(smallest.pack(IMAGE, {"refined": 0.0})) > limit
+        return
+    assert made.num_bytes <= limit
+    largest = len(replace(codec, width=64).pack(IMAGE, {"refined": 0.0}))
+    assume(limit < largest)
+    assert made.num_bytes >= 0.9 * limit
+
+
+@pytest.mark.parametrize(
+    "target", [TargetBpp(1e-3), TargetBpp(60.0), TargetPsnr(5.0), TargetPsnr(60.0), MaxBytes(10)]
+)
+def test_what_cannot_be_reached_is_refused_with_what_is_nearest(target: Any) -> None:
+    with pytest.raises(UnreachableError, match=r"cannot be reached.*nearest file has \d+ bytes"):
+        encode(target, FakeCodec())
+
+
+@settings(deadline=None)
+@given(codec=pictures, num_bytes=st.integers(2400, 6400))
+def test_the_search_costs_few_fits(codec: FakeCodec, num_bytes: int) -> None:
+    spent: list[int] = []
+    encode(TargetBpp(metrics.bpp(num_bytes, HEIGHT, WIDTH)), replace(codec, spent=spent))
+    assert sum(spent) <= 3 * codec.num_steps
+
+
+def test_a_codec_with_an_init_keeps_its_width() -> None:
+    codec = FakeCodec(width=32, init=object())
+    made = encode(TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), codec)
+    assert abs(made.num_bytes / 3500 - 1) <= 0.02
+
+
+@pytest.mark.parametrize("make", [TargetBpp, TargetPsnr, MaxBytes])
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+def test_a_target_that_means_nothing_is_refused(make: Any, value: float) -> None:
+    with pytest.raises(ValueError, match="expected a number above 0"):
+        make(value)
+
+
+def test_the_packaged_model_is_of_the_packaged_widths_and_their_files_grow() -> None:
+    model = ratecontrol.packaged_model()
+    assert tuple(sorted(model)) == codecs.inr.WIDTHS
+    sizes = [model[width].log2_bytes for width in sorted(model)]
+    assert all(a < b for a, b in pairwise(sizes))
+    # Short fits say less of wide nets: their PSNR need not rise to the last.
+    assert min(model.values(), key=lambda row: row.psnr) == model[min(model)]
+
+
+def test_a_real_file_has_the_size_that_was_asked_for() -> None:
+    image = photograph(64, 96)
+    codec = codecs.MetaSiren(24, num_steps=60, points_per_step=2048)
+    [plain] = codec.encode([image])
+    model = {24: ratecontrol.packaged_model()[24]}
+    made = ratecontrol.encode_to(image, MaxBytes(round(0.93 * len(plain))), codec, model)
+    assert made.num_bytes <= 0.93 * len(plain)
+    [image_hat] = codec.decode([made.stream])
+    assert made.psnr == metrics.psnr(image, image_hat)
