@@ -192,9 +192,15 @@ def encode_to(
     for width in _widths_to_try(search, allowed):
         search.fit(width)
         if search.is_met():
+            return search.result()
+    search.try_slopes(search.nearest_width())
+    for _ in range(_MAX_WIDTHS):
+        neighbour = _neighbour(search, allowed)
+        if search.any_is_met() or neighbour is None:
             break
-    else:
-        search.try_slopes()
+        search.fit(neighbour)
+        if not search.is_met():
+            search.try_slopes(neighbour)
     return search.result()
 
 
@@ -209,6 +215,16 @@ def _widths_to_try(search: _Search, model: Mapping[int, WidthModel]) -> Iterator
         width = min(model, key=lambda other: abs(model[other].log2_bytes - wanted))
         if abs(excess) <= _REACH or width in search.fits:
             return
+
+
+def _neighbour(search: _Search, model: Mapping[int, WidthModel]) -> int | None:
+    """The next width on the side where the nearest file falls short; None if there is none, or it
+    was fitted already."""
+    widths = sorted(model)
+    nearest = min(search.files, key=lambda file: abs(search.target.excess(file)))
+    is_too_small = search.target.excess(nearest) < 0
+    at = widths.index(search.last_width) + (1 if is_too_small else -1)
+    return widths[at] if 0 <= at < len(widths) and widths[at] not in search.fits else None
 
 
 def _first_width(search: _Search, model: Mapping[int, WidthModel]) -> int:
@@ -260,6 +276,8 @@ class _Search:
         self._on_progress = on_progress
         self.fits: dict[int, _Fit] = {}
         self.files: list[Measured] = []
+        self.last_width = codec.width
+        """The width whose slopes were tried last."""
 
     def probe(self, width: int) -> float:
         """PSNR in dB of a short fit."""
@@ -276,10 +294,14 @@ class _Search:
         self.fits[width] = _Fit(codec, learned, measured)
         self.files.append(measured)
 
-    def try_slopes(self) -> None:
-        """Refine the nearest fit at other slopes, by regula falsi (the Illinois rule), until a file
-        meets the target or the slopes are used up."""
-        base = min(self.fits.values(), key=lambda fit: abs(self.target.excess(fit.measured)))
+    def nearest_width(self) -> int:
+        """The width whose fit came nearest to the target."""
+        return min(self.fits, key=lambda width: abs(self.target.excess(self.fits[width].measured)))
+
+    def try_slopes(self, width: int) -> None:
+        """Refine the fit of a width at other slopes, by regula falsi (the Illinois rule), until a
+        file meets the target or the slopes are used up."""
+        base, self.last_width = self.fits[width], width
         low, high = (math.log2(slope) for slope in SLOPES)
         start, excess = math.log2(base.codec.slope), self.target.excess(base.measured)
         at = start + excess / -_OCTAVES_PER_OCTAVE
@@ -322,6 +344,10 @@ class _Search:
     def is_met(self) -> bool:
         """Whether the last file meets the target."""
         return self.target.is_met(self.files[-1])
+
+    def any_is_met(self) -> bool:
+        """Whether any file meets the target."""
+        return any(self.target.is_met(file) for file in self.files)
 
     def result(self) -> Measured:
         """The best file there is; UnreachableError if none will do."""

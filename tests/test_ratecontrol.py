@@ -136,6 +136,30 @@ def test_the_search_costs_few_fits(codec: FakeCodec, num_bytes: int) -> None:
     assert sum(spent) <= 3 * codec.num_steps
 
 
+def test_where_no_slope_of_a_width_is_enough_its_neighbour_is_tried() -> None:
+    """A picture whose quality the slope hardly moves: only a wider net reaches the target."""
+
+    class Stiff(FakeCodec):
+        def pack(self, image, learned) -> bytes:
+            plain = super().pack(image, learned)
+            psnr = MODEL[self.width].psnr - 0.02 * math.log2(self.slope / 0.3)
+            return np.float64(psnr).tobytes().ljust(len(plain), b"\0")
+
+    between = (MODEL[32].psnr + MODEL[48].psnr) / 2
+    for wanted in (between - 0.25, between + 0.25):
+        with pytest.raises(UnreachableError):
+            encode(TargetPsnr(wanted), Stiff())
+    for width in (32, 48):
+        assert (
+            abs(encode(TargetPsnr(MODEL[width].psnr + 0.12), Stiff()).psnr - MODEL[width].psnr)
+            < 0.25
+        )
+    spent: list[int] = []
+    with pytest.raises(UnreachableError):
+        encode(TargetPsnr(between), Stiff(spent=spent))
+    assert spent.count(1000) >= 2  # both neighbours were fitted
+
+
 def test_a_codec_with_an_init_keeps_its_width() -> None:
     codec = FakeCodec(width=32, init=object())
     made = encode(TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), codec)
