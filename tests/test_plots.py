@@ -130,7 +130,10 @@ def test_uneven_rows_are_refused(rows):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
 def test_extreme_shapes_are_drawn(shape, tmp_path):
-    plots.save(plots.comparison_figure([panels(*shape)]), tmp_path / "x")
+    pdf, png = plots.save(plots.comparison_figure([panels(*shape)]), tmp_path / "x")
+    assert pdf.read_bytes().startswith(b"%PDF")
+    with PillowImage.open(png) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 100
 
 
 def test_saved_files_are_what_they_say_and_the_same_twice(tmp_path):
