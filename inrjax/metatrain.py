@@ -26,7 +26,9 @@ class MetaTrainConfig:
     """What `train_init` computes.
 
     Attributes:
-      width: neurons of a layer.
+      width: neurons of a layer. depth: sine layers. w0: their frequency factor: how far a step
+        of Muon moves a layer's product; 15 lets fits of thousands of steps settle, 30 does not.
+      num_frequencies, ratio: of the positional encoding, see `inrjax.nets.siren.Encoding`.
       num_steps: outer steps of MAML. inner_steps: inner SGD steps. first_order: drop the Hessian
         terms. tasks_per_step: images of an outer step. points: pixels an inner step sees.
       learning_rate: outer Adam's, decaying to 0 by cosine; that of the inner rates is
@@ -38,6 +40,10 @@ class MetaTrainConfig:
     """
 
     width: int
+    depth: int = 4
+    w0: float = 15.0
+    num_frequencies: int = 12
+    ratio: float = 1.5
     num_steps: int = 3000
     inner_steps: int = 3
     first_order: bool = False
@@ -56,10 +62,15 @@ class MetaTrainConfig:
         counts = (self.width, self.num_steps, self.inner_steps, self.tasks_per_step, self.points)
         if min(*counts, self.prior_images, self.prior_steps) < 1:
             raise ValueError(f"got {self}, expected counts of at least 1")
+        self.net()  # refuses what is out of range
+
+    def net(self) -> Siren:
+        """The network whose init is learned."""
+        encoding = Encoding(self.num_frequencies, self.ratio)
+        return Siren(self.width, self.depth, self.w0, encoding=encoding)
 
 
 CHECKPOINT_STEPS = 100
-_DEPTH, _ENCODING = 4, Encoding(num_frequencies=16, ratio=1.4)
 
 
 def train_init(
@@ -87,14 +98,16 @@ def train_init(
             f"got an image of {smallest.shape[0]} x {smallest.shape[1]} pixels, expected at least "
             f"{config.points} pixels in each: leave the small ones out"
         )
-    net = Siren(config.width, _DEPTH, encoding=_ENCODING)
+    net = config.net()
     digest = _data_digest(images)
     trained = _train_maml(config, net, images, digest, folder, _first_half(on_progress))
     start = flat_init(net, jax.tree.map(np.asarray, trained.params))
+    # What is coded is the distance from the init: on held-back images 0.15 dB better than from 0.
+    keep = trees.from_leaves({path: np.float32(1) for path, _ in trees.leaves(start.params)})
     rates = trees.from_leaves(
         {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(trained.rates)}
     )
-    start = replace(start, rates=rates)
+    start = replace(start, keep=keep, rates=rates)
     learned = learn_prior(config, start, images, _second_half(on_progress))
     note = {"config": asdict(config), "num_images": len(images), "data_sha256": digest}
     return replace(learned, info=note | (info or {}))
