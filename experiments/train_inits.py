@@ -31,7 +31,7 @@ class Config:
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
     w0: float = metatrain.MetaTrainConfig.w0
-    """Of every width; see `metatrain.MetaTrainConfig`. From width 80 on, 15 is at the edge: take 12."""
+    """See `metatrain.MetaTrainConfig`. From width 80 on, 15 is at the edge: 12 is safe there."""
     num_steps: int = 2000
     """Outer steps of MAML at each width."""
     prior_images: int = 8
