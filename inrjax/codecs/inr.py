@@ -258,10 +258,11 @@ class Coin:
 class MetaSiren:
     """A SIREN fitted from a learned init, its distance from the prior's mean quantised and coded.
 
-    The net is Strümpler's (positional encoding, 4 sine layers, arXiv:2112.04267). The fit sees
-    distortion and rate together (`overfit.RatePlan`); the file holds, for each tensor, a step
-    size and a Laplace scale in a byte each, and the range-coded symbols. What both sides share is
-    the init file, named by the first bytes of its digest, and by all of it in the checksum.
+    The net is the init's: a positional encoding and 4 sine layers, as Strümpler's
+    (arXiv:2112.04267), but of half their frequency factor w0, or less. The fit sees distortion and
+    rate together (`overfit.RatePlan`); the file holds, for each tensor, a step size and a Laplace
+    scale in a byte each, and the range-coded symbols. What both sides share is the init file, named
+    by the first bytes of its digest, and by all of it in the checksum.
 
     Attributes:
       width: neurons of a layer; one with a packaged init, or that of ``init``.
