@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,33 @@ def test_architecture_smoke(tmp_path: Path) -> None:
     folder = architecture.main(architecture.Options(output=tmp_path, smoke=True))
     table = (folder / "table.md").read_text("utf-8")
     assert "the packaged init" in table and "2 layers of 16, w0 15" in table
+
+
+def test_the_ladder_is_made_of_the_rows_of_other_runs(tmp_path: Path) -> None:
+    from experiments import kodak_rd, ladder
+
+    kodak_rd.main(kodak_rd.Options(output=tmp_path / "kodak_rd", smoke=True))
+    options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
+    folder = ladder.main(options)
+    table = (folder / "table.md").read_text("utf-8")
+    assert "| coin | width=20_depth=5_steps=20 |" in table and "| meta-siren | width=32" in table
+    rows = results.read_rows(folder / "rows.csv")
+    assert {row.codec for row in rows} == {"coin", "meta-siren"}
+    sides = json.loads((folder / "side_bytes.json").read_text("utf-8"))
+    assert all(0 < side < 48 for side in sides.values())
+    for row in rows:  # what is beside the params is never more than the file
+        assert sides[f"{row.codec} {row.setting}"] < row.num_bytes
+    # The streams gone, the table is the same.
+    shutil.rmtree(next(tmp_path.glob("kodak_rd/*/streams")))
+    assert (ladder.main(options) / "table.md").read_text("utf-8") == table
+
+
+def test_the_ladder_counts_multiplications_of_every_layer() -> None:
+    from experiments import ladder
+    from inrjax.nets.siren import Encoding, Siren
+
+    net = Siren(8, 3, encoding=Encoding(4, 1.5))
+    assert ladder.multiplications(net) == 18 * 8 + 2 * 8 * 8 + 8 * 3
 
 
 def test_benchmark_codec_smoke(tmp_path: Path) -> None:
