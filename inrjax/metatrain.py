@@ -27,7 +27,7 @@ class MetaTrainConfig:
 
     Attributes:
       width: neurons of a layer. depth: sine layers. w0: their frequency factor: how far a step
-        of Muon moves a layer's product; 15 lets fits of thousands of steps settle, 30 does not.
+        of Muon moves a layer's product; at 30 a fit of some images does not settle.
       num_frequencies, ratio: of the positional encoding, see `inrjax.nets.siren.Encoding`.
       num_steps: outer steps of MAML. inner_steps: inner SGD steps. first_order: drop the Hessian
         terms. tasks_per_step: images of an outer step. points: pixels an inner step sees.
