@@ -215,22 +215,32 @@ class Origin(NamedTuple):
     """What every image of Strümpler's fits sees.
 
     ``params``: where the first fit starts; ``rates``: of the inner steps that come first, None for
-    none; ``centre``: what the coded distances are from, a tree as the params; ``key``: random.
+    none; ``centre``: what the coded distances are from, a tree as the params; ``l1``: see
+    `SparsePlan`; ``key``: random.
     """
 
     params: Any
     rates: Any
     centre: Any
+    l1: Any
     key: jax.Array
 
 
 class Gridded(NamedTuple):
-    """An image's points, the ``delta`` of its fitted params from the centre, and the ``steps`` that
-    this is rounded to, the same tree of scalars. All float32."""
+    """An image's points, the ``delta`` of its fitted params from the centre, the ``steps`` that
+    this is rounded to, the same tree of scalars, and the lowest and the highest symbol. All
+    float32."""
 
     points: Points
     delta: Any
     steps: Any
+    symbol_range: tuple[Any, Any]
+
+
+@partial(jax.jit, static_argnums=0)
+def random_params(net: Siren, key: jax.Array) -> Any:
+    """`Siren.init`, compiled."""
+    return net.init(key)
 
 
 @dataclass(frozen=True)
@@ -246,7 +256,6 @@ class SparsePlan:
     num_steps: int
     tiles_per_step: int
     window: int
-    l1: float
 
     def start(self, shared: Origin, datum: Points) -> FitState:
         """The state before the first step: the origin's params after their inner steps."""
@@ -267,7 +276,7 @@ class SparsePlan:
         def loss_fn(params, step, key):
             tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
             norm = jnp.sum(jnp.abs(_ravel(params) - _ravel(shared.centre)))
-            return _image_mse(self.net, params, datum, tiles, axis) + self.l1 / 4 * norm
+            return _image_mse(self.net, params, datum, tiles, axis) + shared.l1 / 4 * norm
 
         optimizer = self.optimizer.build(self.num_steps)
         return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
@@ -290,7 +299,6 @@ class RoundingPlan:
     optimizer: Optimizer
     num_steps: int
     tiles_per_step: int
-    num_bits: int
     penalty: float = 1e-4
     betas: tuple[float, float] = (20.0, 2.0)
 
@@ -319,7 +327,7 @@ class RoundingPlan:
 
         def loss_fn(v, step, key):
             tiles = fit.draw_tiles(datum.points, self.tiles_per_step, step, key_tiles)
-            pair = (exact, _softly_rounded(v, shared.centre, datum, self.num_bits))
+            pair = (exact, _softly_rounded(v, shared.centre, datum))
             piece = fit.piece_of(self.net.width)
             layers = partial(_layer_errors, self.net)
             error = fit.tiled_mse(
@@ -346,12 +354,11 @@ def _fraction(values: jax.Array) -> jax.Array:
     return values - jnp.floor(values)
 
 
-def _softly_rounded(v: Any, centre: Any, datum: Gridded, num_bits: int) -> Any:
+def _softly_rounded(v: Any, centre: Any, datum: Gridded) -> Any:
     """The params whose weights are as far up as ``v`` says, and whose biases are rounded."""
-    low, high = quantize.symbol_range(num_bits)
 
     def tensor(centre, step, symbols):
-        return centre + step * jnp.clip(symbols, low, high)
+        return centre + step * jnp.clip(symbols, *datum.symbol_range)
 
     def layer(name):
         scaled = jax.tree.map(jnp.divide, datum.delta[name], datum.steps[name])
@@ -380,8 +387,8 @@ def _layer_errors(
 class RetrainingPlan:
     """Quantisation-aware training: distortion alone, every step seeing the params on their grid.
 
-    Rounding passes gradients straight through; clipping to the ``num_bits`` stops them. ``shared``
-    is an `Origin`, the datum `Gridded`; what is learned is the delta.
+    Rounding passes gradients straight through; clipping to the range of symbols stops them.
+    ``shared`` is an `Origin`, the datum `Gridded`; what is learned is the delta.
     """
 
     net: Siren
@@ -389,7 +396,6 @@ class RetrainingPlan:
     num_steps: int
     tiles_per_step: int
     window: int
-    num_bits: int
 
     def start(self, shared: Origin, datum: Gridded) -> FitState:
         """The state before the first step."""
@@ -405,10 +411,10 @@ class RetrainingPlan:
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
         key_tiles, key_steps = jax.random.split(shared.key)
-        low, high = quantize.symbol_range(self.num_bits)
 
         def rounded(centre, delta, step):
-            return centre + step * quantize.straight_through(jnp.clip(delta / step, low, high))
+            within = jnp.clip(delta / step, *datum.symbol_range)
+            return centre + step * quantize.straight_through(within)
 
         def loss_fn(delta, step, key):
             tiles = fit.draw_tiles(datum.points, self.tiles_per_step, step, key_tiles)

@@ -96,11 +96,12 @@ class StrumplerBasic:
 
         from inrjax import overfit
 
+        decoding.check_images(images)
         key_init, key = jax.random.split(jax.random.key(self.seed))
         net = _basic_net(self.width)
-        params = jax.tree.map(np.asarray, jax.jit(net.init)(key_init))
+        params = jax.tree.map(np.asarray, overfit.random_params(net, key_init))
         zeros = jax.tree.map(np.zeros_like, params)
-        origin = overfit.Origin(params, None, zeros, key)
+        origin = overfit.Origin(params, None, zeros, np.float32(self.l1), key)
         coded = _fit(self, net, origin, images, on_progress)
         return [self.pack(image, one) for image, one in zip(images, coded, strict=True)]
 
@@ -190,9 +191,11 @@ class StrumplerMeta:
 
         from inrjax import overfit
 
+        decoding.check_images(images)
         init = self._own_init()
         params, rates = _float32(init.params), _float32(init.rates) if init.rates else None
-        origin = overfit.Origin(params, rates, params, jax.random.key(self.seed))
+        key = jax.random.key(self.seed)
+        origin = overfit.Origin(params, rates, params, np.float32(self.l1), key)
         coded = _fit(self, init.net, origin, images, on_progress)
         return [self.pack(image, one) for image, one in zip(images, coded, strict=True)]
 
@@ -263,7 +266,6 @@ def _fit(
     """The symbols and step indices of each image's distance from the origin's centre."""
     from inrjax import optimizers, overfit
 
-    decoding.check_images(batch)
     points, bits = codec.points_per_step or bitstream.MAX_PIXELS, codec.num_bits
     counts = (codec.num_steps, codec.rounding_steps, codec.retraining_steps)
     reports = [_part(on_progress, sum(counts[:i]), n, sum(counts)) for i, n in enumerate(counts)]
@@ -277,7 +279,7 @@ def _fit(
 
     fitted = run(
         lambda optimizer, tiles: overfit.SparsePlan(
-            net, optimizer, counts[0], tiles, window(counts[0]), codec.l1
+            net, optimizer, counts[0], tiles, window(counts[0])
         ),
         codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
         reports[0],
@@ -286,12 +288,14 @@ def _fit(
     deltas = [_difference(params, origin.centre) for params in fitted]
     grids = [quantize.choose_grid(delta, bits) for delta in deltas]
 
+    lowest, highest = map(np.float32, quantize.symbol_range(bits))
+
     def gridded(i: int, points: Any) -> Gridded:
-        return overfit.Gridded(points, deltas[i], _steps(grids[i]))
+        return overfit.Gridded(points, deltas[i], _steps(grids[i]), (lowest, highest))
 
     if codec.rounding_steps:
         learned = run(
-            lambda optimizer, tiles: overfit.RoundingPlan(net, optimizer, counts[1], tiles, bits),
+            lambda optimizer, tiles: overfit.RoundingPlan(net, optimizer, counts[1], tiles),
             optimizers.Adam(_ROUNDING_RATE),
             reports[1],
             gridded,
@@ -303,7 +307,7 @@ def _fit(
     if codec.retraining_steps:
         deltas = run(
             lambda optimizer, tiles: overfit.RetrainingPlan(
-                net, optimizer, counts[2], tiles, window(counts[2]), bits
+                net, optimizer, counts[2], tiles, window(counts[2])
             ),
             optimizers.Adam(_RETRAINING_RATE),
             reports[2],
