@@ -273,9 +273,11 @@ def _fit(
     def window(num_steps: int) -> int:
         return max(1, min(_WINDOW, num_steps // 4)) if codec.points_per_step else 1
 
-    def run(make_plan: Any, optimizer: Any, report: Any, make_datum: Any) -> list[Params]:
+    def run(
+        make_plan: Any, optimizer: Any, report: Any, shared: Origin, make_datum: Any
+    ) -> list[Params]:
         fitting = overfit.Fitting(make_plan, optimizer, points, codec.seed, make_datum)
-        return overfit.fit_images(batch, fitting, origin, report)
+        return overfit.fit_images(batch, fitting, shared, report)
 
     fitted = run(
         lambda optimizer, tiles: overfit.SparsePlan(
@@ -283,11 +285,12 @@ def _fit(
         ),
         codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
         reports[0],
+        origin,
         lambda _, points: points,
     )
     deltas = [_difference(params, origin.centre) for params in fitted]
     grids = [quantize.choose_grid(delta, bits) for delta in deltas]
-
+    left = origin._replace(params=None, rates=None)  # both codecs then share these programs
     lowest, highest = map(np.float32, quantize.symbol_range(bits))
 
     def gridded(i: int, points: Any) -> Gridded:
@@ -298,6 +301,7 @@ def _fit(
             lambda optimizer, tiles: overfit.RoundingPlan(net, optimizer, counts[1], tiles),
             optimizers.Adam(_ROUNDING_RATE),
             reports[1],
+            left,
             gridded,
         )
         deltas = [
@@ -311,6 +315,7 @@ def _fit(
             ),
             optimizers.Adam(_RETRAINING_RATE),
             reports[2],
+            left,
             gridded,
         )
     return [_rounded(delta, grid, bits) for delta, grid in zip(deltas, grids, strict=True)]
