@@ -346,6 +346,15 @@ def test_the_l1_norm_is_in_the_loss_and_a_larger_one_is_nearer_the_centre() -> N
     assert around_zero.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_published_schedule_fits_a_batch() -> None:
+    halving = optimizers.PlateauAdam(0.01, patience=5, warmup=4)
+    plan = overfit.SparsePlan(NET, halving, STEPS, ALL_TILES, window=1)
+    start = host(INIT(3))
+    results = fit.fit_batch(plan, origin_of(start, 1e-5), [points(), points(255 - IMAGE)])
+    for result, image in zip(results, (IMAGE, 255 - IMAGE), strict=True):
+        assert psnr(NET, result.params, image) > psnr(NET, start, image) + 3
+
+
 def test_a_sparse_fit_starts_at_the_adapted_init() -> None:
     shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
     origin = overfit.Origin(shared.params, shared.rates, shared.params, 0.0, shared.key)
