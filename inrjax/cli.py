@@ -60,6 +60,12 @@ COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
 CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
     "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
+    "strumpler-basic": lambda fit: [
+        codecs.StrumplerBasic(width=w, **fit) for w in codecs.strumpler.WIDTHS
+    ],
+    "strumpler-meta": lambda fit: [
+        codecs.StrumplerMeta(width=w, **fit) for w in codecs.strumpler.WIDTHS
+    ],
     "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
     "jpeg-optimized": lambda _: [
         codecs.Jpeg(q, optimize=True) for q in codecs.classic.JPEG_QUALITIES
@@ -259,8 +265,9 @@ class Evaluate:
     codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
-    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg-progressive, jpeg-optimized-444,
-    jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
+    """Any of meta-siren, coin, strumpler-basic, strumpler-meta, jpeg, jpeg-optimized,
+    jpeg-progressive, jpeg-optimized-444, jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc,
+    png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
@@ -1513,11 +1520,11 @@ def _summary_table(summaries: Sequence[Summary]) -> str:
 
 def _shared_bytes(measured: Sequence[Codec]) -> list[str]:
     """A line for the bytes that decoders need once, beside the files and not counted in bpp."""
-    sizes = [
-        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}"
+    sizes = {
+        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}": None
         for codec in measured
-        if isinstance(codec, codecs.MetaSiren)
-    ]
+        if isinstance(codec, codecs.MetaSiren | codecs.StrumplerMeta)
+    }
     return [f"Bytes of the init that decoders share, once: {', '.join(sizes)}"] if sizes else []
 
 

@@ -8,6 +8,7 @@ constants by multiplication, division and addition of integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,17 @@ _TOP_OCTAVE = (
 class Laplace(NamedTuple):
     """A model of a list of symbols: ``levels`` int (n,), the scale level of each, 0..63."""
 
+    levels: np.ndarray
+
+
+class Table(NamedTuple):
+    """A model of a list of symbols that are all alike: how often each value occurs, roughly.
+
+    ``lowest``: the first value. ``levels``: int (entries,), for it and the values after it: level
+    l >= 1 stands for a count of 2^((l - 1) / 2), 0 for a value that does not occur.
+    """
+
+    lowest: int
     levels: np.ndarray
 
 
@@ -136,7 +148,8 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
             escapes += _escape_bits(int(k), len(table) // 2 - 1)
     if escapes:
         encoder.encode(np.array(escapes, np.int32), _coin())
-    return _shorten(encoder.get_compressed().astype(">u4").tobytes(), symbols, model)
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode(cut, model, symbols.size), symbols)
 
 
 def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
@@ -148,8 +161,7 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     """
     if (num_symbols,) != model.levels.shape:
         raise ValueError(f"got {num_symbols} symbols, expected {model.levels.shape}")
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    decoder = _coder().queue.RangeDecoder(words)
+    decoder = _decoder(data)
     symbols = np.zeros(num_symbols, np.int64)
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
@@ -167,6 +179,11 @@ def _coder() -> Any:
     from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
 
     return stream
+
+
+def _decoder(data: bytes) -> Any:
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+    return _coder().queue.RangeDecoder(words)
 
 
 def _groups(model: Laplace):
@@ -239,15 +256,133 @@ def _guard(function, *args):
         raise BitstreamError("the payload is damaged: no symbol fits its bits") from error
 
 
-def _shorten(data: bytes, symbols: np.ndarray, model: Laplace) -> bytes:
+def _shorten(data: bytes, decoded: Callable[[bytes], np.ndarray], symbols: np.ndarray) -> bytes:
     """Drop final bytes that decode the same as zeros: the coder flushes whole 32-bit words."""
-    while data and _decodes_to(data[:-1], symbols, model):
+    while data and _decodes_to(data[:-1], decoded, symbols):
         data = data[:-1]
     return data
 
 
-def _decodes_to(data: bytes, symbols: np.ndarray, model: Laplace) -> bool:
+def _decodes_to(data: bytes, decoded: Callable[[bytes], np.ndarray], symbols: np.ndarray) -> bool:
     try:
-        return np.array_equal(decode(data, model, symbols.size), symbols)
+        return np.array_equal(decoded(data), symbols)
     except BitstreamError:  # not every cut is a code of something
         return False
+
+
+# ---------------------------------------------------------------------------- a table that is sent
+
+MAX_TABLE_LEVEL = 48
+"""Of a `Table`: a count of 2^23.5, more than a net has params."""
+
+MAX_TABLE_ENTRIES = 256
+"""Of a `Table`, whose values are -128..127."""
+
+_MAX_TABLE_BYTES = 2 + MAX_TABLE_ENTRIES * 13 // 8  # 13 bits: a difference of MAX_TABLE_LEVEL
+_HALF_OCTAVES = (1024, 1448)  # round(2^10), round(2^10.5)
+
+
+def table_of(symbols: np.ndarray) -> Table:
+    """The table of int symbols (n,), n >= 1: the level next to each count; two values at least.
+
+    Raises ValueError for a symbol beyond -128..127, or for none.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    if not symbols.size or symbols.min() < -128 or symbols.max() > 127:
+        raise ValueError(f"got {symbols.size} symbols, expected some in -128..127")
+    lowest, highest = int(symbols.min()), int(symbols.max())
+    if lowest == highest:  # a coder needs two: give the other one the least there is
+        lowest = lowest - 1 if lowest > -128 else lowest
+        highest = lowest + 1
+    often = np.bincount(symbols - lowest, minlength=highest - lowest + 1)
+    levels = np.where(often > 0, np.rint(2 * np.log2(np.maximum(often, 1))) + 1, 0)
+    if np.count_nonzero(levels) < 2:
+        levels = np.maximum(levels, 1)
+    return Table(lowest, levels.astype(np.int64))
+
+
+def table_counts(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, rising, and their integer counts, both int64 (m,); sum 2^24.
+
+    Each has one count, and a share of the rest in proportion to its level's, rounded down; the
+    first of the highest level has what is left over.
+    """
+    places = np.flatnonzero(table.levels)
+    levels = [int(level) for level in table.levels[places]]
+    weights = [_HALF_OCTAVES[(level - 1) % 2] << (level - 1) // 2 for level in levels]
+    spare, total = (1 << PRECISION) - len(levels), sum(weights)
+    shares = [1 + weight * spare // total for weight in weights]
+    shares[levels.index(max(levels))] += (1 << PRECISION) - sum(shares)
+    return places + table.lowest, np.array(shares, np.int64)
+
+
+def pack_table(table: Table) -> bytes:
+    """The bytes of a table: lowest value (signed), entries - 1, then the differences of the levels
+    (the first from 0), as 0, -1, 1, -2, 2, ... in Elias' gamma code of 1, 2, 3, ..."""
+    steps = np.diff(table.levels, prepend=0)
+    ranks = np.where(steps < 0, -2 * steps - 1, 2 * steps)
+    text = "".join(_gamma(int(rank) + 1) for rank in ranks)
+    packed = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+    return bytes([table.lowest & 255, len(table.levels) - 1]) + packed
+
+
+def unpack_table(data: bytes) -> Table:
+    """The inverse of `pack_table`; BitstreamError for bytes that it does not give."""
+    if not 3 <= len(data) <= _MAX_TABLE_BYTES:
+        raise BitstreamError(f"the table of counts has {len(data)} bytes")
+    lowest, size = int.from_bytes(data[:1], "big", signed=True), data[1] + 1
+    text = "".join(f"{byte:08b}" for byte in data[2:])
+    levels, at, level = [], 0, 0
+    for _ in range(size):
+        value, at = _read_gamma(text, at)
+        level += value // 2 if value % 2 else -(value // 2)
+        levels.append(level)
+    too_long = len(text) - at >= 8 or "1" in text[at:]
+    if too_long or min(levels) < 0 or max(levels) > MAX_TABLE_LEVEL or lowest + size > 128:
+        raise BitstreamError("the table of counts is damaged")
+    if np.count_nonzero(levels) < 2:
+        raise BitstreamError("the table of counts has fewer than two values")
+    return Table(lowest, np.array(levels, np.int64))
+
+
+def encode_pooled(symbols: np.ndarray, table: Table) -> bytes:
+    """The range-coded bytes of int symbols (n,), all under one table.
+
+    Raises ValueError for a symbol that the table does not have.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    values, shares = table_counts(table)
+    places = np.minimum(np.searchsorted(values, symbols), len(values) - 1)
+    if not np.array_equal(values[places], symbols):
+        raise ValueError("got a symbol that the table of counts does not have")
+    encoder = _coder().queue.RangeEncoder()
+    encoder.encode(places.astype(np.int32), _categorical(shares))
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode_pooled(cut, table, symbols.size), symbols)
+
+
+def decode_pooled(data: bytes, table: Table, num_symbols: int) -> np.ndarray:
+    """The int64 symbols (num_symbols,) that `encode_pooled` was given; BitstreamError if the data
+    cannot be of this table."""
+    values, shares = table_counts(table)
+    return values[_decode_indices(_decoder(data), shares, num_symbols)]
+
+
+def pooled_cost(symbols: np.ndarray, table: Table) -> float:
+    """The ideal code length of int symbols (n,) of the table, in bits."""
+    values, shares = table_counts(table)
+    return float((PRECISION - np.log2(shares[np.searchsorted(values, symbols)])).sum())
+
+
+def _gamma(value: int) -> str:
+    """A number >= 1 in Elias' gamma code (Elias 1975), as text of 0 and 1."""
+    return "0" * (value.bit_length() - 1) + f"{value:b}"
+
+
+def _read_gamma(text: str, at: int) -> tuple[int, int]:
+    """A number from its gamma code at a place, and the place after it."""
+    one = text.find("1", at)
+    end = 2 * one - at + 1
+    if one < 0 or end > len(text):
+        raise BitstreamError("the table of counts is not complete")
+    return int(text[one:end], 2), end

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
+NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4}
+STRUMPLER = {"num_frequencies": 16, "ratio": 1.4}
 TOP_OCTAVE = (
     4610560255948314624,
     4610739350409155263,
@@ -60,8 +62,15 @@ def decode(data: bytes, inits: Path) -> Decoded:
         check(data, b"")
         layers, encoding = read_coin(*sections)
         return Decoded(None, render(layers, encoding, 30.0, height, width))
+    if tag == 3:
+        check(data, b"")
+        symbols, layers = read_strumpler(basic_params(sections[0]), *sections[1:])
+        return Decoded(symbols, render(layers, STRUMPLER, 30.0, height, width))
     init = find_init(sections[0], inits)
     check(data, init.digest)
+    if tag == 4:
+        symbols, layers = read_strumpler(init_params(init), *sections[1:])
+        return Decoded(symbols, render(layers, init.net["encoding"], init.net["w0"], height, width))
     symbols, layers = read_meta_siren(init, sections[1], sections[2])
     encoding = init.net["encoding"]
     return Decoded(symbols, render(layers, encoding, init.net["w0"], height, width))
@@ -73,12 +82,12 @@ def decode(data: bytes, inits: Path) -> Decoded:
 def read_container(data: bytes) -> tuple[int, int, int, list[bytes]]:
     refuse_if(data[:3] != b"INR" or len(data) < 12, "not an .inr file")
     refuse_if(data[3] != 1, f"version {data[3]}")
-    refuse_if(data[4] not in (1, 2), f"codec tag {data[4]}")
+    refuse_if(data[4] not in NUM_SECTIONS, f"codec tag {data[4]}")
     body = data[:-4]
     height, at = varint(body, 5)
     width, at = varint(body, at)
     refuse_if(not 1 <= height * width <= MAX_PIXELS, "size")
-    refuse_if(at >= len(body) or body[at] != {1: 2, 2: 3}[data[4]], "number of sections")
+    refuse_if(at >= len(body) or body[at] != NUM_SECTIONS[data[4]], "number of sections")
     lengths, number = [], body[at]
     at += 1
     for _ in range(number - 1):
@@ -187,12 +196,16 @@ def read_meta_siren(
     for path, index in zip(paths, steps, strict=True):
         start = init.arrays[f"params/{path}"]
         mean = np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
-        step = 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
+        step = step_size(index)
         own = symbols[at : at + mean.size].reshape(mean.shape)
         tensors[path] = (mean.astype(np.float64) + own * step).astype(np.float32)
         at += mean.size
     names = sorted({path.split("/")[0] for path in paths})
     return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def step_size(index: int) -> float:
+    return 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
 
 
 def counts_of(level: int) -> list[int]:
@@ -259,6 +272,70 @@ def decode_symbols(payload: bytes, levels: np.ndarray) -> np.ndarray:
             excess = 2 * excess + coder.bit()
         symbols[i] = -(m + excess) if sign else m + excess
     return symbols
+
+
+# ---------------------------------------------------------------------------- Strümpler
+
+
+def basic_params(net: bytes) -> dict[str, np.ndarray]:
+    width = int.from_bytes(net, "little")
+    refuse_if(len(net) != 2 or not 1 <= width <= 512, "net")
+    params = {}
+    for i, (out, into) in enumerate(layer_shapes(66, width, 4)):
+        params[f"layer_{i:02d}/bias"] = np.zeros(out, np.float32)
+        params[f"layer_{i:02d}/weight"] = np.zeros((out, into), np.float32)
+    return params
+
+
+def init_params(init: InitFile) -> dict[str, np.ndarray]:
+    names = sorted(name for name in init.arrays if name.startswith("params/"))
+    return {name.removeprefix("params/"): init.arrays[name].astype(np.float32) for name in names}
+
+
+def read_strumpler(
+    centre: dict[str, np.ndarray], grid: bytes, counts: bytes, payload: bytes
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    refuse_if(len(grid) != 2 + len(centre), "grid")
+    values, own = read_counts(counts)
+    ends = np.concatenate([[0], np.cumsum(own)])
+    coder = RangeDecoder(payload)
+    number = sum(start.size for start in centre.values())
+    symbols = np.array([values[coder.place(ends)] for _ in range(number)], np.int64)
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    tensors, at = {}, 0
+    for (path, start), index in zip(centre.items(), grid[2:], strict=True):
+        own = symbols[at : at + start.size].reshape(start.shape)
+        tensors[path] = (start.astype(np.float64) + own * step_size(index)).astype(np.float32)
+        at += start.size
+    names = sorted({path.split("/")[0] for path in centre})
+    return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def read_counts(section: bytes) -> tuple[list[int], list[int]]:
+    refuse_if(len(section) < 3, "counts")
+    lowest = section[0] - 256 * (section[0] > 127)
+    bits = [int(bit) for byte in section[2:] for bit in f"{byte:08b}"]
+    at, level, levels = 0, 0, []
+    for _ in range(section[1] + 1):
+        length = 1
+        while at < len(bits) and bits[at] == 0:
+            at, length = at + 1, length + 1
+        refuse_if(at + length > len(bits), "counts")
+        number = int("".join(map(str, bits[at : at + length])), 2)
+        at += length
+        level += number // 2 if number % 2 else -(number // 2)
+        refuse_if(not 0 <= level <= 48, "counts")
+        levels.append(level)
+    refuse_if(len(bits) - at >= 8 or any(bits[at:]), "counts")
+    refuse_if(lowest + len(levels) > 128, "counts")
+    places = [i for i, own in enumerate(levels) if own]
+    refuse_if(len(places) < 2, "counts")
+    weights = [(1024, 1448)[(levels[i] - 1) % 2] * 2 ** ((levels[i] - 1) // 2) for i in places]
+    rest = (1 << 24) - len(places)
+    counts = [1 + weight * rest // sum(weights) for weight in weights]
+    counts[weights.index(max(weights))] += (1 << 24) - sum(counts)
+    return [lowest + i for i in places], counts
 
 
 # ---------------------------------------------------------------------------- pixels

@@ -90,6 +90,48 @@ def test_optimizers_smoke(tmp_path: Path) -> None:
     assert len(gains) == 2 and min(map(float, gains)) > -0.05
 
 
+def test_strumpler_smoke(tmp_path: Path) -> None:
+    from experiments import strumpler
+
+    folder = strumpler.main(strumpler.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    assert [row.codec for row in rows] == ["strumpler-basic", "strumpler-meta"]
+    side = json.loads((folder / "side.json").read_text())
+    for row in rows:
+        assert 35 < side[f"{row.codec} {row.setting}"] < 200 < row.num_bytes
+    table = (folder / "table.md").read_text()
+    assert table.count("| basic, 8 bit |") == table.count("| meta-learned, 7 bit |") == 2
+    columns = next(line for line in table.splitlines() if "against published" in line)
+    assert columns.count("against published: ") == 2 and "measured here" in columns
+
+
+def test_strumpler_compares_with_jpeg_and_with_the_published_curves(
+    data_root: Path, tmp_path: Path
+) -> None:
+    """The committed JPEG rows of Kodak, under another name, beside the JPEG rows themselves."""
+    from dataclasses import replace
+
+    from experiments import strumpler
+    from inrjax.images import read_image
+
+    images = {path.stem: read_image(path).image for path in datasets.kodak(data_root)}
+    jpeg = strumpler.measured_jpeg(images)
+    assert {row.image for row in jpeg} == set(images)
+    config = replace(strumpler.Config(), basic_bits=(8,), meta_bits=())
+    [series] = strumpler.build_series(config).values()
+    qualities = sorted({row.setting for row in jpeg}, key=lambda s: int(s.split("=")[-1]))
+    names = dict(zip(qualities, (codec.setting for codec in series), strict=False))
+    rows = [
+        replace(row, codec=series[0].name, setting=names[row.setting])
+        for row in jpeg
+        if row.setting in names
+    ]
+    [line] = strumpler._bd_rates(config, rows, images).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert float(cells[1].split(" %")[0]) == pytest.approx(0, abs=0.2)
+    assert all(" dB" in cell for cell in cells[2:])
+
+
 def test_scale_smoke(tmp_path: Path) -> None:
     from experiments import scale
 

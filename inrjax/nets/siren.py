@@ -111,17 +111,23 @@ class Siren:
 
     def apply_columns(self, params: Params, coords: jax.Array) -> jax.Array:
         """`apply` on coords (in_dim, n), as (out_dim, n): the layout that is fast on a CPU."""
+        h = coords
+        for i in range(self.depth + 1):
+            h = self.layer_columns(params, i, h)
+        return h
+
+    def layer_columns(self, params: Params, index: int, h: jax.Array) -> jax.Array:
+        """What layer ``index`` makes of its inputs (in, n), coords for the first: (out, n)."""
         from inrjax.nets.sine import sine
 
-        first = params[layer_name(0)]
+        layer = params[layer_name(index)]
+        if index == self.depth:
+            return _affine(layer["weight"], layer["bias"], h)
         # w0 goes into the small weights, not over the large activations.
-        h = self._first_columns(self.w0 * first["weight"], coords)
-        h = sine(h + self.w0 * first["bias"][:, None])
-        for i in range(1, self.depth):
-            layer = params[layer_name(i)]
-            h = sine(_affine(self.w0 * layer["weight"], self.w0 * layer["bias"], h))
-        last = params[layer_name(self.depth)]
-        return _affine(last["weight"], last["bias"], h)
+        if index == 0:
+            h = self._first_columns(self.w0 * layer["weight"], h)
+            return sine(h + self.w0 * layer["bias"][:, None])
+        return sine(_affine(self.w0 * layer["weight"], self.w0 * layer["bias"], h))
 
     def _first_columns(self, weight: jax.Array, coords: jax.Array) -> jax.Array:
         """The first layer's product with the encoded coords, as a sum of products: XLA computes
