@@ -131,7 +131,7 @@ TASKS: Mapping[str, Task] = {
                 f"sigma_color {c:g}, sigma_spatial {s:g}": partial(
                     _bilateral, sigma_color=c, sigma_spatial=s
                 )
-                for c, s in product((0.05, 0.1, 0.15, 0.2, 0.3), (0.7, 1, 2, 4))
+                for c, s in product((0.02, 0.03, 0.05, 0.07, 0.1, 0.15), (0.7, 1, 1.5, 2, 4))
             },
             "median": {f"size {size}": partial(_median, size=size) for size in (3, 5)},
             "total variation": {

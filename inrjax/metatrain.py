@@ -266,7 +266,7 @@ def _train(
 ) -> meta.MetaParams:
     mesh = _mesh(config.tasks_per_step)
     data = jax.device_put(_task_data(images, config.seed), jax.NamedSharding(mesh, jax.P()))
-    initial = method.start(_initial_params(config, net), config.inner_steps)
+    initial = method.start(initial_params(config, net), config.inner_steps)
     state = meta.start(initial, method.optimizer(config.num_steps))
     inputs = {"config": asdict(config), "method": repr(method), "data_sha256": digest}
     if folder is not None:
@@ -316,7 +316,8 @@ def _advance(config, method, net, num_steps, mesh, state, data):
     )(state, data)
 
 
-def _initial_params(config: MetaTrainConfig, net: Siren) -> Params:
+def initial_params(config: MetaTrainConfig, net: Siren) -> Params:
+    """The random params that meta-training begins at: the net's own, with smaller biases."""
     return {
         name: {"weight": layer["weight"], "bias": config.bias_scale * layer["bias"]}
         for name, layer in net.init(jax.random.key(config.seed)).items()

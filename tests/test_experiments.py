@@ -168,6 +168,58 @@ def test_coconet_s_inputs_and_tasks() -> None:
     assert abs(noise.std() - 20) < 0.5 and abs(noise.mean()) < 0.5
 
 
+def test_meta_learning_smoke(tmp_path: Path) -> None:
+    from experiments import meta_learning
+
+    options = meta_learning.Options(output=tmp_path, smoke=True)
+    folder = meta_learning.main(options)
+    [learner] = meta_learning.SMOKE.learners
+    names = [meta_learning.reference(24), learner.name, meta_learning.NO_PRIOR]
+    tables = sorted(folder.glob("*/adam/rows.csv"))
+    assert len(tables) == len(names)
+    for table in tables:
+        settings = {row.setting for row in results.read_rows(table)}
+        assert settings == {f"width=24_steps={n}" for n in (0, 3, 40)}
+    text = (folder / "table.md").read_text()
+    assert all(f"| {name} |" in text for name in names) and "Does it save 15 %" in text
+    assert (folder / "lead.png").stat().st_size > 1000
+    meta_learning.main(options)  # nothing is measured twice
+    assert (folder / "table.md").read_text() == text
+
+
+def test_an_unfitted_file_holds_the_init_itself() -> None:
+    import numpy as np
+
+    from experiments import meta_learning
+    from inrjax.codecs.inr import reconstruct
+    from inrjax.init import packaged_init
+
+    learned = packaged_init(24)
+    image = next(iter(datasets.packaged().values()))[:40, :56]
+    codec, _, *_ = meta_learning.series(meta_learning.SMOKE, learned, meta_learning.OPTIMIZERS[0])
+    [image_hat] = codec.decode(codec.encode([image]))
+    params = learned.mean()
+    exact = reconstruct(learned.net, params, 40, 56)
+    assert np.abs(image_hat.astype(int) - exact).max() <= 1
+
+
+def test_bytes_saved_of_known_curves() -> None:
+    import numpy as np
+
+    from experiments.meta_learning import Column, bytes_saved
+
+    rng = np.random.default_rng(0)
+    noise, ones = rng.normal(size=20), np.ones(20)
+    curve = [Column(n * ones, p + noise) for n, p in ((1000, 24.0), (2000, 26.0), (4000, 28.0))]
+    # 25 dB lies half way between 1000 and 2000 bytes, in the logarithm.
+    found = bytes_saved(Column(0.8 * 1000 * 2**0.5 * ones, 25 + noise), curve)
+    assert found.value == pytest.approx(-20) and found.low == pytest.approx(-20)
+    assert np.isnan(bytes_saved(Column(ones, 29 + noise), curve).value)
+    # Without pairing by image the interval of a noisy method is wide; it still covers the value.
+    other = bytes_saved(Column(0.8 * 1000 * 2**0.5 * ones, 25 + rng.normal(size=20)), curve)
+    assert other.low is not None and other.high is not None and other.low < other.value < other.high
+
+
 def test_scale_smoke(tmp_path: Path) -> None:
     from experiments import scale
 

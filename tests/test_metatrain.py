@@ -164,7 +164,7 @@ SHORT = replace(CONFIG, num_steps=3)
 )
 def test_another_method_moves_the_params_and_resumes(method, tmp_path: Path) -> None:
     whole = metatrain.meta_train(SHORT, method, IMAGES)
-    begun = dict(trees.leaves(metatrain._initial_params(SHORT, whole.net)))
+    begun = dict(trees.leaves(metatrain.initial_params(SHORT, whole.net)))
     for path, leaf in trees.leaves(whole.params):
         assert np.isfinite(leaf).all()
         assert not np.array_equal(leaf, np.asarray(begun[path], np.float16))
@@ -246,7 +246,7 @@ def test_tasks_depend_on_the_key_alone() -> None:
 
 def test_maml_starts_at_small_biases_and_the_stated_rates() -> None:
     net = metatrain.Siren(4, 2)
-    params = metatrain._initial_params(CONFIG, net)
+    params = metatrain.initial_params(CONFIG, net)
     state = metatrain.Maml().start(params, CONFIG.inner_steps)
     drawn = net.init(jax.random.key(CONFIG.seed))
     for name, layer in drawn.items():
