@@ -29,27 +29,40 @@ WIDTHS = packaged_widths()
 PRESETS = {"fast": 2000, "default": 6000, "best": 24_000}
 """Steps of MetaSiren's fits, by how much time they may take."""
 
+MAX_WIDTH = 4096
+"""Neurons of a layer of a COIN file at most."""
+
+MAX_PARAMS = 1 << 20
+"""Weights and biases of a COIN file at most, 35 times the largest published: what a small picture
+can cost to decode, about a second, whatever its file says."""
+
 _RETRIES = 2
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
 _DIGEST_BYTES = 4
 _REFINING = 0.2  # share of the learning rate at which `MetaSiren.refine` goes on
 _BLOCK_PIXELS = 1 << 15
+_MAX_THREADS = 32  # each holds up to about 8 MB
 
 
 def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
     """The uint8 (height, width, 3) image that a net holds, by blocks on all cores.
 
-    Memory: the image, and a few MB for each core. The bytes depend on the blocks, which depend on
-    the image's size alone, so any number of cores gives the same.
+    Memory: the image, and a few MB for each core, 32 of them at most. The bytes depend on the
+    blocks, which depend on the image's size alone, so any number of cores gives the same. Raises
+    BitstreamError for a pixel that is NaN.
     """
     image = np.empty((height, width, 3), np.uint8)
 
     def fill(block: tuple[slice, slice]) -> None:
         y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
-        image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
+            values = (net.apply_grid_host(params, y, x) + 1) / 2
+        if np.isnan(values).any():
+            raise BitstreamError("a pixel is NaN: the file is damaged")
+        image[block] = images.to_uint8(values)
 
     blocks = _blocks(height, width)
-    with ThreadPoolExecutor(min(cpu_count(), len(blocks))) as pool:
+    with ThreadPoolExecutor(min(cpu_count(), _MAX_THREADS, len(blocks))) as pool:
         for _ in pool.map(fill, blocks):  # raises what a thread raised
             pass
     return image
@@ -177,9 +190,10 @@ class Coin:
     sections: ClassVar[tuple[str, ...]] = ("net", "weights")
 
     def __post_init__(self):
-        if not (1 <= self.width <= 65535 and 1 <= self.depth <= MAX_DEPTH and self.num_steps >= 1):
+        if not (_is_coin_net(self.width, self.depth) and self.num_steps >= 1):
             raise ValueError(
-                f"got {self}, expected width 1..65535, depth 1..{MAX_DEPTH}, num_steps >= 1"
+                f"got {self}, expected width 1..{MAX_WIDTH}, depth 1..{MAX_DEPTH}, at most "
+                f"{MAX_PARAMS} weights and biases, num_steps >= 1"
             )
         if self.points_per_step is not None and self.points_per_step < 1:
             raise ValueError(f"got {self}, expected points_per_step >= 1, or None for all")
@@ -236,7 +250,7 @@ class Coin:
     def _decode_one(self, data: bytes) -> Image:
         stream = _unpack(data, type(self))
         shape, weights = stream.sections
-        if len(shape) != 3 or not (shape[0] | shape[1] and 1 <= shape[2] <= MAX_DEPTH):
+        if len(shape) != 3 or not _is_coin_net(int.from_bytes(shape[:2], "little"), shape[2]):
             raise BitstreamError("the section 'net' is damaged")
         net = Siren(int.from_bytes(shape[:2], "little"), shape[2])
         if len(weights) != 2 * net.num_params:
@@ -249,6 +263,15 @@ class Coin:
         like = trees.from_leaves({p: np.empty(s) for p, s in trees.leaves(net.shapes())})
         params = trees.unravel(values, like)
         return reconstruct(net, params, stream.height, stream.width)
+
+
+def _is_coin_net(width: int, depth: int) -> bool:
+    """Whether a file can hold such a net; it is asked before anything is allocated."""
+    return (
+        1 <= width <= MAX_WIDTH
+        and 1 <= depth <= MAX_DEPTH
+        and Siren(width, depth).num_params <= MAX_PARAMS
+    )
 
 
 # ---------------------------------------------------------------------------- MetaSiren
