@@ -518,13 +518,26 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a sentence on what was kept."""
 
 
+def _say(text: str) -> None:
+    """Print a line that holds names of files."""
+    print(_printable(text), flush=True)
+
+
+def _printable(text: str) -> str:
+    """A text as one line that any terminal can show: a file may be named with a line feed, with
+    sequences that drive a terminal, or with bytes that are no text."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _note(text: str) -> None:
-    print(f"inrjax: {text}", file=sys.stderr)
+    print(f"inrjax: {_printable(text)}", file=sys.stderr)
 
 
 def _error(text: object) -> None:
     # One line, whatever a library put into its message.
-    print("inrjax: error:", " ".join(str(text).split()), file=sys.stderr)
+    print("inrjax: error:", _printable(" ".join(str(text).split())), file=sys.stderr)
 
 
 def _use_every_core() -> None:
@@ -1043,7 +1056,7 @@ def _keep(codec: Codec, image: Image, stream: bytes, path: Path, target: Path) -
     _write(target, stream)
     bpp = metrics.bpp(len(stream), *image.shape[:2])
     psnr = metrics.psnr(image, image_hat)
-    print(f"{path} -> {target}: {len(stream)} bytes, {bpp:.3f} bpp, {psnr:.2f} dB", flush=True)
+    _say(f"{path} -> {target}: {len(stream)} bytes, {bpp:.3f} bpp, {psnr:.2f} dB")
 
 
 def _decode(options: Decode) -> int:
@@ -1059,7 +1072,7 @@ def _decode(options: Decode) -> int:
                 with _making(target):
                     images.write_image(target, image_hat)
                 each.num_done += 1
-                print(f"{path} -> {target}", flush=True)
+                _say(f"{path} -> {target}")
     return each.exit_code
 
 
@@ -1393,7 +1406,7 @@ def _inits(options: Inits) -> int:
     if isinstance(action, VerifyInits):
         return _verify_inits(action)
     target = add_init(action.path)
-    print(f"{action.path} -> {target}: files that need it are decoded without --init")
+    _say(f"{action.path} -> {target}: files that need it are decoded without --init")
     return 0
 
 
@@ -1437,7 +1450,7 @@ def _verify_inits(options: VerifyInits) -> int:
     for name, load in named or [(file.name, file.load) for file in init_files()]:
         with each.file():
             init = load()
-            print(f"{name}: whole, width {init.net.width}, digest {init.digest.hex()}")
+            _say(f"{name}: whole, width {init.net.width}, digest {init.digest.hex()}")
             each.num_done += 1
     print(f"{each.num_done} of {each.num_done + each.num_failed} are whole")
     return each.exit_code

@@ -187,7 +187,13 @@ def _parse(data: bytes, name: str) -> Init:
 
 def packaged_widths() -> tuple[int, ...]:
     """The widths that have a packaged init, rising."""
-    names = (entry.name for entry in resources.files("inrjax").joinpath(_FOLDER).iterdir())
+    return _widths_in(resources.files("inrjax").joinpath(_FOLDER))
+
+
+@lru_cache(maxsize=4)
+def _widths_in(folder: Traversable) -> tuple[int, ...]:
+    """Read once: every file that is decoded asks."""
+    names = (entry.name for entry in folder.iterdir())
     matches = (re.fullmatch(r"siren_w(\d+)\.npz", name) for name in names)
     return tuple(sorted(int(match[1]) for match in matches if match))
 
