@@ -44,7 +44,7 @@ _CONVERSIONS = {
     "P": "palette, converted to RGB",
     "PA": "palette, converted to RGB",
 }
-_BAND_PIXELS = 1 << 20
+_BAND_PIXELS = 1 << 18
 _PNG_BIT_DEPTH = 24  # its place in a file: signature 8, then IHDR: length 4, name 4, two sizes 8
 _TIFF_BITS, _TIFF_EXTRA, _TIFF_SAMPLE_FORMAT, _EXIF_ORIENTATION = 258, 338, 339, 274
 

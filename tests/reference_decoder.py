@@ -119,7 +119,7 @@ def read_coin(net: bytes, weights: bytes) -> tuple[list[tuple[np.ndarray, np.nda
     refuse_if(not (1 <= width <= 4096 and 1 <= depth <= 98), "net")
     shapes = layer_shapes(2, width, depth)
     num_params = sum(o * i + o for o, i in shapes)
-    refuse_if(num_params > 1 << 20 or len(weights) != 2 * num_params, "weights")
+    refuse_if(num_params > 1 << 19 or len(weights) != 2 * num_params, "weights")
     values = np.frombuffer(weights, "<f2").astype(np.float32)
     refuse_if(not np.isfinite(values).all(), "weights")
     layers, at = [], 0

@@ -32,9 +32,9 @@ PRESETS = {"fast": 2000, "default": 6000, "best": 24_000}
 MAX_WIDTH = 4096
 """Neurons of a layer of a COIN file at most."""
 
-MAX_PARAMS = 1 << 20
-"""Weights and biases of a COIN file at most, 35 times the largest published: what a small picture
-can cost to decode, about a second, whatever its file says."""
+MAX_PARAMS = 1 << 19
+"""Weights and biases of a COIN file at most, 17 times the largest published: what a small picture
+can cost to decode, under a second, whatever its file says."""
 
 _RETRIES = 2
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
