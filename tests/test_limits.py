@@ -145,9 +145,7 @@ def coin_bytes(width: int, depth: int, num_params: int, size: int = 64) -> bytes
     return bitstream.pack(1, size, size, [net, weights.tobytes()])
 
 
-@pytest.mark.parametrize(
-    "width, depth", [(65535, 98), (65535, 1), (4097, 1), (4096, 98), (800, 2)]
-)
+@pytest.mark.parametrize("width, depth", [(65535, 98), (65535, 1), (4097, 1), (4096, 98), (800, 2)])
 def test_a_net_that_is_too_large_is_refused_at_once(width: int, depth: int) -> None:
     """With few weights behind the claim, and with as many as a file can have."""
     for count in (0, 1000, min(Siren(width, depth).num_params, 1 << 22)):

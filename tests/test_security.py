@@ -192,7 +192,11 @@ def test_a_link_in_the_folder_is_not_followed(here: Path) -> None:
 def test_a_name_that_is_no_text_is_said_on_any_terminal(here: Path) -> None:
     put("\udcff.inr", STREAM), put("語.inr", STREAM)
     for encoding in ("utf-8:strict", "ascii:strict"):
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONIOENCODING": encoding}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PACKAGE.parent),
+            "PYTHONIOENCODING": encoding,
+        }
         command = "import sys; from inrjax import cli; sys.exit(cli.main())"
         done = subprocess.run(
             [sys.executable, "-c", command, "decode", "in/\udcff.inr", "in/語.inr", "-o", "out/",

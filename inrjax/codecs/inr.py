@@ -62,6 +62,9 @@ def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
         image[block] = images.to_uint8(values)
 
     blocks = _blocks(height, width)
+    if len(blocks) == 1:  # a thread costs more than a small picture
+        fill(blocks[0])
+        return image
     with ThreadPoolExecutor(min(cpu_count(), _MAX_THREADS, len(blocks))) as pool:
         for _ in pool.map(fill, blocks):  # raises what a thread raised
             pass
