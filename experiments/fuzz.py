@@ -696,10 +696,10 @@ def table(config: Config, state: Mapping[str, Any]) -> str:
         "\n\n".join(
             [
                 f"# Damaged files, seed {config.seed}",
-                f"{total.total() - each.total()} mutants of {len(stream_bases())} golden streams and "
-                f"{len(image_bases())} pictures: failures: {total['failure']}, silent "
-                f"decodes: {total['silent']}. Beside them, every other value of every byte of the golden streams: "
-                f"{each.total()} files, {each['silent'] + each['image']} of them decoded. "
+                f"{total.total() - each.total()} mutants of {len(stream_bases())} golden streams "
+                f"and {len(image_bases())} pictures: failures: {total['failure']}, silent decodes: "
+                f"{total['silent']}. Beside them, every other value of every byte of the golden "
+                f"streams: {each.total()} files, {each['silent'] + each['image']} of them decoded. "
                 f"Limits: {config.seconds} s of CPU, {config.memory >> 20} MiB of address space.",
                 markdown(header, lines),
                 "image: read; refused: by one sentence; unchanged: the damage made the same file; "
