@@ -158,3 +158,33 @@ def test_describe_refuses_what_the_decoder_refuses(path: Path) -> None:
             codecs.describe(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
         with pytest.raises(BitstreamError):
             codecs.describe(data[:at])
+
+
+def test_the_matrix_of_versions_measures_this_python(tmp_path: Path) -> None:
+    pytest.importorskip("tyro", reason="the matrix is run from a whole environment")
+    from experiments import golden_matrix
+
+    [row] = json.loads((run_smoke(golden_matrix, tmp_path) / "rows.json").read_text("utf-8"))
+    assert row["files"] == row["symbols exact"] == len(GOLDEN)
+    assert row["largest difference"] <= 1 and row["JAX imported"] is False
+    assert row["numpy"] == np.__version__
+
+
+def run_smoke(golden_matrix: Any, folder: Path) -> Path:
+    """Its smoke mode without the test file, which would be this one again."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain = golden_matrix._run
+        nothing = ["-c", "pass"]
+        patch.setattr(
+            golden_matrix, "_run", lambda c: plain(c[:1] + nothing if "pytest" in c else c)
+        )
+        return golden_matrix.main(golden_matrix.Options(output=folder, smoke=True))
+
+
+def test_the_lowest_versions_are_those_of_the_project() -> None:
+    pytest.importorskip("tyro", reason="the matrix is run from a whole environment")
+    from experiments.golden_matrix import PACKAGES, requirements
+
+    lowest = requirements(lowest=True)
+    assert [name.split("==")[0] for name in lowest] == list(PACKAGES)
+    assert all("==" in one for one in lowest) and "jax" not in str(requirements(True, ("jax",)))
