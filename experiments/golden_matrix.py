@@ -6,9 +6,9 @@ Command: python -m experiments.golden_matrix
 Minutes: about 3 an environment, most of them pip's; it needs a package index.
 Expected: every row of results/golden_matrix/<config hash>/table.md says passed.
 
-Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That file
-runs there; then the golden files are decoded once more and compared with the stored pictures, value
-by value. ``--smoke``: the running Python alone, nothing is installed.
+Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That
+file runs there; then the golden files are decoded once more and compared with the stored pictures,
+value by value. ``--smoke``: the running Python alone, nothing is installed.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         "# The golden files under other versions\n\n"
-        "Symbols must be exact, and pixels within one level of the stored pictures; the values that "
-        f"differ at all are counted. Decoding does not import JAX.\n\n{text}\n"
+        "Symbols must be exact, and pixels within one level of the stored pictures; the values "
+        f"that differ at all are counted. Decoding does not import JAX.\n\n{text}\n"
     )
 
 

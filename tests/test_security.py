@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -213,3 +215,25 @@ def test_a_file_with_the_longest_name_is_written_whole(here: Path, name: str) ->
     trees.write_atomic(here / name, b"data")
     assert (here / name).read_bytes() == b"data"
     assert [path.name for path in here.iterdir() if path.is_file()] == [name]
+
+
+# ---------------------------------------------------------------------------- what is installed
+
+
+def test_the_constraints_hold_what_the_project_allows() -> None:
+    """Made by `.ci/constraints.py`: every dependency is pinned, to a version in its range."""
+    requirements = pytest.importorskip("packaging.requirements")
+    utils = pytest.importorskip("packaging.utils")
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (root / "constraints.txt").read_text("utf-8").splitlines()
+    assert all(re.fullmatch(r"#.*|[a-z0-9-]+==[\w.!+]+", line) for line in lines)
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert list(pinned) == sorted(pinned)
+    declared = [
+        *project["dependencies"],
+        *(text for name in ("test", "docs") for text in project["optional-dependencies"][name]),
+    ]
+    for text in declared:
+        one = requirements.Requirement(text)
+        assert one.specifier.contains(pinned[utils.canonicalize_name(one.name)]), text
