@@ -487,7 +487,8 @@ def serve() -> None:
     """
     shared = Path(sys.argv[-1])
     config = Config(**json.loads(sys.stdin.readline()))
-    stream_bases(), image_bases()
+    stream_bases()
+    image_bases()
     resource.setrlimit(resource.RLIMIT_AS, (config.memory, config.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder, shared.open("r+b") as file:
