@@ -8,7 +8,7 @@ constants by multiplication, division and addition of integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,8 +169,8 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
         index = _decode_indices(decoder, table, len(where))
         symbols[where] = index - m
         escapes += [(int(i), m) for i in where[index == len(table) - 1]]
-    for i, m in escapes:
-        symbols[i] = _decode_escape(decoder, m)
+    limits = [m for _, m in escapes]
+    symbols[[i for i, _ in escapes]] = _decode_escapes(decoder, limits)
     return symbols
 
 
@@ -228,20 +228,59 @@ def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
     return 2 * num_bits
 
 
-def _decode_escape(decoder, m: int) -> int:
-    negative, length = _decode_bit(decoder), 1
-    while not _decode_bit(decoder):
-        length += 1
-        if length > 31:
-            raise BitstreamError("the payload is damaged: an escape code is too long")
-    excess = 1
-    for _ in range(length - 1):
-        excess = 2 * excess + _decode_bit(decoder)
-    return -(m + excess) if negative else m + excess
+def _decode_escapes(decoder, limits: Sequence[int]) -> list[int]:
+    """The escaped symbols in the order in which they were coded; ``limits``: m of each."""
+    bits = _Bits(decoder)
+    symbols = []
+    for left, m in zip(range(len(limits) - 1, -1, -1), limits, strict=True):
+        bits.least_later = _SHORTEST_ESCAPE * left
+        negative = bits.take(1) == b"1"
+        excess = bits.take_gamma()
+        symbols.append(-(m + excess) if negative else m + excess)
+    return symbols
 
 
-def _decode_bit(decoder) -> int:
-    return int(_guard(decoder.decode, _coin()))
+_SHORTEST_ESCAPE = 2  # bits: a sign, and the gamma code of 1
+_LONGEST_GAMMA = 31  # binary digits
+
+
+class _Bits:
+    """Bits of probability 1/2, as ASCII digits.
+
+    They are read many at a time, since one at a time takes seconds where a hostile file has only
+    escapes; but no bit is read that is not needed in any case, since a range decoder may find the
+    one after the last impossible. ``least_later``: how many are, after those asked for.
+    """
+
+    def __init__(self, decoder):
+        self.least_later = 0
+        self._decoder = decoder
+        self._bits = b""
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next digits."""
+        self._need(count)
+        self._at += count
+        return self._bits[self._at - count : self._at]
+
+    def take_gamma(self) -> int:
+        """The next number of Elias' gamma code; BitstreamError if it has over 31 digits."""
+        self._need(1)
+        while (first := self._bits.find(b"1", self._at, self._at + _LONGEST_GAMMA)) < 0:
+            zeros = len(self._bits) - self._at
+            if zeros >= _LONGEST_GAMMA:
+                raise BitstreamError("the payload is damaged: an escape code is too long")
+            self._need(2 * zeros + 1)
+        zeros = first - self._at
+        return int(self.take(2 * zeros + 1), 2)
+
+    def _need(self, count: int) -> None:
+        missing = self._at + count - len(self._bits)
+        if missing > 0:
+            read = _guard(self._decoder.decode, _coin(), missing + self.least_later)
+            self._bits = self._bits[self._at :] + (read + ord("0")).astype(np.uint8).tobytes()
+            self._at = 0
 
 
 def _decode_indices(decoder, table: np.ndarray, size: int) -> np.ndarray:

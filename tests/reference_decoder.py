@@ -80,7 +80,7 @@ def decode(data: bytes, inits: Path) -> Decoded:
 
 
 def read_container(data: bytes) -> tuple[int, int, int, list[bytes]]:
-    refuse_if(data[:3] != b"INR" or len(data) < 12, "not an .inr file")
+    refuse_if(data[:3] != b"INR" or not 12 <= len(data) <= 1 << 25, "not an .inr file")
     refuse_if(data[3] != 1, f"version {data[3]}")
     refuse_if(data[4] not in NUM_SECTIONS, f"codec tag {data[4]}")
     body = data[:-4]
@@ -125,9 +125,10 @@ def check(data: bytes, context: bytes) -> None:
 def read_coin(net: bytes, weights: bytes) -> tuple[list[tuple[np.ndarray, np.ndarray]], None]:
     refuse_if(len(net) != 3, "net")
     width, depth = int.from_bytes(net[:2], "little"), net[2]
-    refuse_if(width == 0 or not 1 <= depth <= 98, "net")
+    refuse_if(not (1 <= width <= 4096 and 1 <= depth <= 98), "net")
     shapes = layer_shapes(2, width, depth)
-    refuse_if(len(weights) != 2 * sum(o * i + o for o, i in shapes), "weights")
+    num_params = sum(o * i + o for o, i in shapes)
+    refuse_if(num_params > 1 << 19 or len(weights) != 2 * num_params, "weights")
     values = np.frombuffer(weights, "<f2").astype(np.float32)
     refuse_if(not np.isfinite(values).all(), "weights")
     layers, at = [], 0

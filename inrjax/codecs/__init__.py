@@ -19,6 +19,7 @@ from inrjax.types import BitstreamError, Codec, Image
 __all__ = [
     "BY_NAME",
     "BY_TAG",
+    "DEFAULT_MAX_PIXELS",
     "Avif",
     "Coin",
     "Description",
@@ -123,12 +124,32 @@ def decoder(name: str, init: Init | None = None) -> Codec:
     return kind()
 
 
-def decode_stream(data: bytes, init: Init | None = None) -> Image:
+DEFAULT_MAX_PIXELS = 1 << 25
+"""Pixels that `decode_stream` decodes unless it is told otherwise (33.5 million, 96 MiB)."""
+
+
+def decode_stream(
+    data: bytes, init: Init | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
-    ``init``: what the encoder was given, if it was not a packaged one. Raises BitstreamError.
+    A stream need not be trusted. ``max_pixels`` is how large a picture it may claim, as Pillow's
+    MAX_IMAGE_PIXELS is for other formats: a file of 400 bytes can be a whole picture of any size.
+    The format ends at `inrjax.bitstream.MAX_PIXELS` (2^26). Memory is 3 bytes a pixel and a few MB
+    for each core; time grows with pixels times weights.
+
+    Args:
+      data: the bytes of a file.
+      init: what the encoder was given, if it was not a packaged one.
+      max_pixels: pixels at most, at least 1.
+
+    Raises:
+      BitstreamError: damaged, of another version, of an unknown init, or over ``max_pixels``;
+        nothing was allocated for the picture.
     """
-    return _codec_for(bitstream.peek(data), init).decode([data])[0]
+    stream = bitstream.peek(data)
+    bitstream.check_claim(stream, max_pixels)
+    return _codec_for(stream, init).decode([data])[0]
 
 
 def describe(data: bytes, init: Init | None = None) -> Description:

@@ -151,13 +151,14 @@ class Siren:
         """
         first, *others = self._host_matrices(params)
         out = np.empty((len(coords), self.out_dim), np.float32)
-        for start in range(0, len(coords), HOST_TILE):
-            tile = np.asarray(coords[start : start + HOST_TILE], np.float32)
+        size = self._host_tile
+        for start in range(0, len(coords), size):
+            tile = np.asarray(coords[start : start + size], np.float32)
             pieces = self._pieces(self._encode_host(tile.T))
             h, spare = self._host_buffers(len(pieces), pieces.shape[-1])
             np.matmul(first[:, :-1], pieces, out=h[..., :-1, :])
             h[..., :-1, :] += first[:, -1:]
-            out[start : start + HOST_TILE] = _finish_host(others, h, spare)[: len(tile)]
+            out[start : start + size] = _finish_host(others, h, spare)[: len(tile)]
         return out
 
     def apply_grid_host(self, params: Params, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -186,11 +187,12 @@ class Siren:
         out = np.empty((len(slow), len(fast), self.out_dim), np.float32)
         slow_sums = np.matmul(slow_weight, self._pieces(self._encode_host(slow[None])))
         slow_sums = (slow_sums + bias).swapaxes(1, 2).reshape(-1, self.width)[: len(slow)]
-        for left in range(0, len(fast), HOST_TILE):
-            columns = slice(left, min(left + HOST_TILE, len(fast)))
+        tile = self._host_tile
+        for left in range(0, len(fast), tile):
+            columns = slice(left, min(left + tile, len(fast)))
             fast_sums = np.matmul(fast_weight, self._pieces(self._encode_host(fast[None, columns])))
             count, _, size = fast_sums.shape
-            rows = max(1, HOST_TILE // (count * size))
+            rows = max(1, tile // (count * size))
             h, spare = self._host_buffers(rows, count, size)
             for top in range(0, len(slow), rows):
                 part = slow_sums[top : top + rows, None, :, None]
@@ -200,6 +202,11 @@ class Siren:
                 by_row = values.reshape(len(part), count * size, self.out_dim)
                 out[top : top + rows, columns] = by_row[:, : columns.stop - left]
         return out
+
+    @property
+    def _host_tile(self) -> int:
+        """Points of a tile: fewer for a wide net, so that its activations are 2 MB at most."""
+        return max(1, min(HOST_TILE, _TILE_VALUES // (self.width + 1)))
 
     def _host_matrices(self, params: Params) -> list[np.ndarray]:
         """Each layer as one float32 matrix (out, in + 1): weight and bias, w0 folded in."""
@@ -275,11 +282,12 @@ MAX_DEPTH = 98
 """Sine layers at most: with the linear one, names of two digits sort in the network's order."""
 
 HOST_TILE = 2048
-"""Points decoded at once: the activations of a tile stay in cache."""
+"""Points decoded at once at most: the activations of a tile stay in cache."""
 
 HOST_PIECE = 128
 """Points of one matrix product at most."""
 
+_TILE_VALUES = 1 << 19  # activations of a tile at most; widths up to 255 have whole tiles
 _PRODUCT = 1 << 18  # multiplications up to which OpenBLAS keeps to one thread
 
 
