@@ -29,7 +29,6 @@ from inrjax import codecs, compare, datasets, fit, optimizers, published, result
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, image_digest, read_digests, stream_path
 from inrjax.images import read_image
-from inrjax.init import packaged_init
 from inrjax.results import Summary
 from inrjax.types import Image, RDPoint
 
@@ -91,7 +90,7 @@ def build_series(config: Config) -> dict[str, list[Coded]]:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure, and write rows.csv, provenance.json, side.json and table.md."""
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(strumpler.learned_init(width).digest.hex()[:8] for width in config.widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     note_provenance(folder)
@@ -156,7 +155,11 @@ def _points(
             s: Summary = summaries[codec.name, codec.setting]
             steps = codec.num_steps + codec.rounding_steps + codec.retraining_steps
             seen = fmean(_pixels_of_a_step(codec, image) for image in images.values())
-            init = packaged_init(codec.width) if isinstance(codec, codecs.StrumplerMeta) else None
+            init = (
+                strumpler.learned_init(codec.width)
+                if isinstance(codec, codecs.StrumplerMeta)
+                else None
+            )
             lines.append([
                 curve, str(codec.width), f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}",
                 f"{side[f'{codec.name} {codec.setting}']:.0f}", str(steps),
@@ -254,7 +257,7 @@ def main(options: Options) -> Path:
     fit.use_every_core()
     config, images = chosen_images(options)
     if options.redraw:
-        digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.widths)
+        digests = tuple(strumpler.learned_init(width).digest.hex()[:8] for width in config.widths)
         config = replace(config, inits=digests)
         folder = results.run_folder(options.output, config)
         report(config, images, folder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from inrjax import bitstream, decoding, entropy, quantize, trees
-from inrjax.init import Init, packaged_init
+from inrjax.init import Init, find_init
 from inrjax.nets.siren import Encoding, Siren
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from inrjax.optimizers import Optimizer
     from inrjax.overfit import Gridded, Origin
 
-WIDTHS = (24, 32, 48, 64)
+_INITS = {24: "515d84ee", 32: "0c40f620", 48: "eb38c7be", 64: "43cd32db"}
+WIDTHS = tuple(_INITS)
 """Of a rate curve that both codecs have; the paper's are 32, 48, 64 and 128."""
 
 MAX_WIDTH = 512
@@ -40,6 +41,18 @@ _RETRAINING_RATE = 1e-6
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
 _NUM_LAYERS = 4
 _ENCODING = Encoding(num_frequencies=16, ratio=1.4)
+
+
+def learned_init(width: int) -> Init:
+    """The packaged init of the paper's net (w0 = 30, 16 frequencies of ratio 1.4): an earlier one of
+    `MetaSiren`'s, learned by 2000 steps of MAML. ValueError names the widths there are."""
+    init = find_init(bytes.fromhex(_INITS[width])) if width in _INITS else None
+    if init is None:
+        raise ValueError(
+            f"got width {width}, expected one that has a packaged init of this net "
+            f"({', '.join(map(str, WIDTHS))}), or an init of your own"
+        )
+    return init
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +157,8 @@ class StrumplerMeta:
     used. Otherwise as `StrumplerBasic`.
 
     Attributes:
-      width: neurons of a layer; one with a packaged init, or that of ``init``.
-      init: a learned init; None for the packaged one of this width.
+      width: neurons of a layer; one of `WIDTHS`, or that of ``init``.
+      init: a learned init; None for `learned_init` of this width.
       num_bits, num_steps, seed, optimizer, points_per_step, l1, rounding_steps, retraining_steps:
         as those of `StrumplerBasic`.
     """
@@ -219,7 +232,7 @@ class StrumplerMeta:
         return self._init_of(stream).digest
 
     def _own_init(self) -> Init:
-        return self.init or packaged_init(self.width)
+        return self.init or learned_init(self.width)
 
     def _init_of(self, stream: bitstream.Stream) -> Init:
         decoding.check_sections(stream, self.tag, len(self.sections))
