@@ -44,8 +44,8 @@ _ENCODING = Encoding(num_frequencies=16, ratio=1.4)
 
 
 def learned_init(width: int) -> Init:
-    """The packaged init of the paper's net (w0 = 30, 16 frequencies of ratio 1.4): an earlier one of
-    `MetaSiren`'s, learned by 2000 steps of MAML. ValueError names the widths there are."""
+    """The packaged init of the paper's net (w0 = 30, 16 frequencies of ratio 1.4), an earlier one
+    of `MetaSiren`'s, learned by 2000 steps of MAML. ValueError names the widths there are."""
     init = find_init(bytes.fromhex(_INITS[width])) if width in _INITS else None
     if init is None:
         raise ValueError(
