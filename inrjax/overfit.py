@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from inrjax.init import Init
 from inrjax.nets import fused
 from inrjax.nets.siren import Siren
 from inrjax.optimizers import Optimizer
-from inrjax.types import Image, Params
+from inrjax.types import Image, OnProgress, Params
 
 
 def image_points(image: Image, tiling: Tiling, num_tiles: int, seed: int) -> Points:
@@ -275,3 +275,77 @@ def _unravel(vector: jax.Array, like: Any) -> Any:
     parts = jnp.split(vector, ends)
     shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
     return jax.tree.unflatten(structure, shaped)
+
+
+# ---------------------------------------------------------------------------- batches of images
+
+RETRIES = 2
+"""Further tries of a fit that diverged, each at a quarter of the learning rate."""
+
+
+class Fitting(NamedTuple):
+    """How a codec fits: ``make_plan(optimizer, tiles_per_step)`` gives a `fit.Plan`."""
+
+    make_plan: Callable[[Any, int], Any]
+    optimizer: Any
+    points_per_step: int
+    seed: int
+
+
+def fit_images(
+    batch: Sequence[Image], fitting: Fitting, shared: Any, on_progress: OnProgress | None
+) -> list[Params]:
+    """The best params of each image.
+
+    A fit that diverges is tried again at a quarter of its learning rate. Raises ValueError if an
+    image diverges at every rate.
+    """
+    params: dict[int, Params] = {}
+    waiting = list(range(len(batch)))
+    for attempt in range(1 + RETRIES):
+        # The few that are tried again are not in the total that was announced.
+        report = on_progress if attempt == 0 else None
+        results = _fit_once([batch[i] for i in waiting], fitting, shared, report)
+        params |= {i: r.params for i, r in zip(waiting, results, strict=True) if r.finite}
+        waiting = [i for i in waiting if i not in params]
+        if not waiting:
+            return [params[i] for i in range(len(batch))]
+        slower = replace(fitting.optimizer, learning_rate=fitting.optimizer.learning_rate / 4)
+        fitting = fitting._replace(optimizer=slower)
+    raise ValueError(
+        f"the fit of image {waiting[0] + 1} of {len(batch)} diverged {1 + RETRIES} times, the "
+        f"last at a learning rate of {4 * fitting.optimizer.learning_rate:.1e}: set a lower one"
+    )
+
+
+def _fit_once(
+    batch: Sequence[Image], fitting: Fitting, shared: Any, on_progress: OnProgress | None
+) -> list[Any]:
+    """One `fit.FitResult` for each image; images of one tiling share a program and a batch: all
+    that have at least ``points_per_step`` pixels, whatever their shapes."""
+    sizes = [image.shape[0] * image.shape[1] for image in batch]
+    # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
+    tilings = [fit.tiling(size, fitting.points_per_step) for size in sizes]
+    results: list[Any] = [None] * len(batch)
+    done = 0
+    for tiling in sorted(set(tilings)):
+        members = [i for i, own in enumerate(tilings) if own == tiling]
+        num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
+        data = [image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members]
+        plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step)
+        report = _share(on_progress, done, len(members), len(batch))
+        for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
+            results[i] = result
+        done += len(members)
+    return results
+
+
+def _share(on_progress: OnProgress | None, done: int, members: int, images: int):
+    """Progress of ``members`` out of ``images``, of which ``done`` are behind, as hundredths."""
+    if on_progress is None:
+        return None
+
+    def report(part: int, whole: int) -> None:
+        on_progress(100 * done + 100 * members * part // whole, 100 * images)
+
+    return report

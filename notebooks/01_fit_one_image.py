@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from inrjax import datasets, fit, metrics, overfit
-from inrjax.codecs.inr import reconstruct
+from inrjax.decoding import reconstruct
 from inrjax.images import coordinates
 from inrjax.nets.siren import Encoding, Siren
 from inrjax.optimizers import Muon

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 from inrjax import datasets, fit, meta, metrics, overfit
-from inrjax.codecs.inr import reconstruct
+from inrjax.decoding import reconstruct
 from inrjax.images import coordinates
 from inrjax.init import packaged_init
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import inrjax
-from inrjax.codecs import inr
+from inrjax import decoding
 from inrjax.images import centres, coordinates, to_uint8
 from inrjax.nets.siren import HOST_TILE, Encoding, Siren
 
@@ -74,7 +74,7 @@ def test_an_image_is_jax_s_within_one_level(name: str) -> None:
     params = params_of(net)
     values = np.asarray(net.apply(params, jnp.asarray(coordinates(height, width))))
     expected = to_uint8((values + 1) / 2).reshape(height, width, 3).astype(int)
-    image = inr.reconstruct(net, params, height, width)
+    image = decoding.reconstruct(net, params, height, width)
     assert np.abs(image - expected).max() <= 1
     assert np.mean(image != expected) < 0.01
     assert image.std() > 20  # not a flat picture
@@ -84,9 +84,9 @@ def test_an_image_is_jax_s_within_one_level(name: str) -> None:
 def test_blocks_cover_each_pixel_once(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inr, "_BLOCK_PIXELS", 100)
+    monkeypatch.setattr(decoding, "_BLOCK_PIXELS", 100)
     covered = np.zeros(shape, int)
-    for block in inr._blocks(*shape):
+    for block in decoding._blocks(*shape):
         assert 1 <= covered[block].size <= 100
         covered[block] += 1
     assert np.all(covered == 1)
@@ -95,11 +95,11 @@ def test_blocks_cover_each_pixel_once(
 def test_any_number_of_cores_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     net = NETS["strümpler"]
     params = params_of(net)
-    monkeypatch.setattr(inr, "_BLOCK_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "_BLOCK_PIXELS", 1000)
     images = []
     for cores in (1, 2, 7):
-        monkeypatch.setattr(inr, "cpu_count", lambda cores=cores: cores)
-        images.append(inr.reconstruct(net, params, 90, 120).tobytes())
+        monkeypatch.setattr(decoding, "cpu_count", lambda cores=cores: cores)
+        images.append(decoding.reconstruct(net, params, 90, 120).tobytes())
     assert len(set(images)) == 1
 
 
@@ -131,11 +131,11 @@ print(json.dumps([hashlib.sha256(i.tobytes()).hexdigest() for i in images] + hea
 def test_memory_is_bounded_whatever_the_shape(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inr, "cpu_count", lambda: 2)
+    monkeypatch.setattr(decoding, "cpu_count", lambda: 2)
     net = Siren(width=32, depth=1, encoding=Encoding())
     params = params_of(net)
     tracemalloc.start()
-    image = inr.reconstruct(net, params, *shape)
+    image = decoding.reconstruct(net, params, *shape)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # All activations at once would take 128 MB for a layer, all encodings 264 MB.
@@ -148,4 +148,4 @@ def test_a_pixel_that_is_no_number_is_an_error() -> None:
     params = params_of(net)
     params["layer_05"]["bias"][1] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        inr.reconstruct(net, params, 30, 30)
+        decoding.reconstruct(net, params, 30, 30)

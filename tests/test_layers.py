@@ -34,6 +34,7 @@ LAYERS = {
     "inrjax.quantize": 2,
     "inrjax.meta": 2,
     "inrjax.init": 2,
+    "inrjax.decoding": 3,
     "inrjax.overfit": 3,
     "inrjax.codecs": 4,
     "inrjax.metatrain": 4,

@@ -5,18 +5,15 @@ Encoding imports JAX when it is called; decoding needs numpy and the range coder
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from inrjax import bitstream, entropy, images, quantize, trees
-from inrjax.init import Init, find_init, packaged_init, packaged_widths
-from inrjax.machine import cpu_count
+from inrjax import bitstream, decoding, entropy, quantize, trees
+from inrjax.init import Init, packaged_init, packaged_widths
 from inrjax.nets.siren import MAX_DEPTH, Siren
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
@@ -29,121 +26,8 @@ WIDTHS = packaged_widths()
 PRESETS = {"fast": 2000, "default": 6000, "best": 24_000}
 """Steps of MetaSiren's fits, by how much time they may take."""
 
-_RETRIES = 2
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
-_DIGEST_BYTES = 4
 _REFINING = 0.2  # share of the learning rate at which `MetaSiren.refine` goes on
-_BLOCK_PIXELS = 1 << 15
-
-
-def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
-    """The uint8 (height, width, 3) image that a net holds, by blocks on all cores.
-
-    Memory: the image, and a few MB for each core. The bytes depend on the blocks, which depend on
-    the image's size alone, so any number of cores gives the same.
-    """
-    image = np.empty((height, width, 3), np.uint8)
-
-    def fill(block: tuple[slice, slice]) -> None:
-        y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
-        image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
-
-    blocks = _blocks(height, width)
-    with ThreadPoolExecutor(min(cpu_count(), len(blocks))) as pool:
-        for _ in pool.map(fill, blocks):  # raises what a thread raised
-            pass
-    return image
-
-
-def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of blocks that make up the image, of at most `_BLOCK_PIXELS` pixels."""
-    columns = min(width, _BLOCK_PIXELS)
-    count = -(-height // (_BLOCK_PIXELS // columns))
-    rows = -(-height // count)  # about equal heights, since each is a share of a core's work
-    return [
-        (slice(top, min(top + rows, height)), slice(left, min(left + columns, width)))
-        for top in range(0, height, rows)
-        for left in range(0, width, columns)
-    ]
-
-
-# ---------------------------------------------------------------------------- fitting a batch
-
-
-class _Fitting(NamedTuple):
-    """How a codec fits: ``make_plan(optimizer, tiles_per_step)`` gives a `fit.Plan`."""
-
-    make_plan: Callable[[Any, int], Any]
-    optimizer: Any
-    points_per_step: int
-    seed: int
-
-
-def _fit_all(
-    batch: Sequence[Image], fitting: _Fitting, shared: Any, on_progress: OnProgress | None
-) -> list[Params]:
-    """The best params of each image.
-
-    A fit that diverges is tried again at a quarter of its learning rate. Raises ValueError if an
-    image diverges at every rate.
-    """
-    params: dict[int, Params] = {}
-    waiting = list(range(len(batch)))
-    for attempt in range(1 + _RETRIES):
-        # The few that are tried again are not in the total that was announced.
-        report = on_progress if attempt == 0 else None
-        results = _fit_once([batch[i] for i in waiting], fitting, shared, report)
-        params |= {i: r.params for i, r in zip(waiting, results, strict=True) if r.finite}
-        waiting = [i for i in waiting if i not in params]
-        if not waiting:
-            return [params[i] for i in range(len(batch))]
-        slower = replace(fitting.optimizer, learning_rate=fitting.optimizer.learning_rate / 4)
-        fitting = fitting._replace(optimizer=slower)
-    raise ValueError(
-        f"the fit of image {waiting[0] + 1} of {len(batch)} diverged {1 + _RETRIES} times, the "
-        f"last at a learning rate of {4 * fitting.optimizer.learning_rate:.1e}: set a lower one"
-    )
-
-
-def _fit_once(
-    batch: Sequence[Image], fitting: _Fitting, shared: Any, on_progress: OnProgress | None
-) -> list[Any]:
-    """One `fit.FitResult` for each image; images of one tiling share a program and a batch: all
-    that have at least ``points_per_step`` pixels, whatever their shapes."""
-    from inrjax import fit, overfit
-
-    sizes = [image.shape[0] * image.shape[1] for image in batch]
-    # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
-    tilings = [fit.tiling(size, fitting.points_per_step) for size in sizes]
-    results: list[Any] = [None] * len(batch)
-    done = 0
-    for tiling in sorted(set(tilings)):
-        members = [i for i, own in enumerate(tilings) if own == tiling]
-        num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
-        data = [overfit.image_points(batch[i], tiling, num_tiles, fitting.seed) for i in members]
-        plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step)
-        report = _share(on_progress, done, len(members), len(batch))
-        for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
-            results[i] = result
-        done += len(members)
-    return results
-
-
-def _share(on_progress: OnProgress | None, done: int, members: int, images: int):
-    """Progress of ``members`` out of ``images``, of which ``done`` are behind, as hundredths."""
-    if on_progress is None:
-        return None
-
-    def report(part: int, whole: int) -> None:
-        on_progress(100 * done + 100 * members * part // whole, 100 * images)
-
-    return report
-
-
-def _check_images(batch: Sequence[Image]) -> None:
-    for image in batch:
-        images.check_image(image)
-        bitstream.check_size(*image.shape[:2])
 
 
 # ---------------------------------------------------------------------------- COIN
@@ -200,10 +84,10 @@ class Coin:
 
         from inrjax import optimizers, overfit
 
-        _check_images(images)
+        decoding.check_images(images)
         net, steps = Siren(self.width, self.depth), self.num_steps
         window = max(1, min(_WINDOW, steps // 4)) if self.points_per_step else 1
-        fitting = _Fitting(
+        fitting = overfit.Fitting(
             make_plan=lambda optimizer, tiles: overfit.PlainPlan(
                 net, optimizer, steps, tiles, window
             ),
@@ -211,7 +95,7 @@ class Coin:
             points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
             seed=self.seed,
         )
-        fitted = _fit_all(images, fitting, jax.random.key(self.seed), on_progress)
+        fitted = overfit.fit_images(images, fitting, jax.random.key(self.seed), on_progress)
         return [self.pack(image, params) for image, params in zip(images, fitted, strict=True)]
 
     def pack(self, image: Image, params: Params) -> bytes:
@@ -230,11 +114,11 @@ class Coin:
 
     def context(self, stream: bitstream.Stream) -> bytes:
         """What the checksum covers beside the stream: nothing. BitstreamError if not COIN's."""
-        _check_sections(stream, type(self))
+        decoding.check_sections(stream, self.tag, len(self.sections))
         return b""
 
     def _decode_one(self, data: bytes) -> Image:
-        stream = _unpack(data, type(self))
+        stream = decoding.unpack(data, self.tag, len(self.sections))
         shape, weights = stream.sections
         if len(shape) != 3 or not (shape[0] | shape[1] and 1 <= shape[2] <= MAX_DEPTH):
             raise BitstreamError("the section 'net' is damaged")
@@ -248,7 +132,7 @@ class Coin:
             raise BitstreamError("the section 'weights' holds numbers that are not finite")
         like = trees.from_leaves({p: np.empty(s) for p, s in trees.leaves(net.shapes())})
         params = trees.unravel(values, like)
-        return reconstruct(net, params, stream.height, stream.width)
+        return decoding.reconstruct(net, params, stream.height, stream.width)
 
 
 # ---------------------------------------------------------------------------- MetaSiren
@@ -317,7 +201,7 @@ class MetaSiren:
         each tensor a ``log_step`` and a ``log_scale``; what `pack` and `refine` take."""
         from inrjax import optimizers, overfit
 
-        _check_images(images)
+        decoding.check_images(images)
         chosen = self.optimizer or optimizers.Muon(overfit.LEARNING_RATE)
         plan = partial(self._plan, num_steps=self.num_steps)
         shared = overfit.rate_shared(self._own_init(), self.slope, self.seed)
@@ -357,8 +241,10 @@ class MetaSiren:
         self, batch: Sequence[Image], make_plan: Callable[[Any, int], Any], optimizer: Any,
         shared: Any, on_progress: OnProgress | None,
     ) -> list[Params]:  # fmt: skip
-        fitting = _Fitting(make_plan, optimizer, self.points_per_step, self.seed)
-        return _fit_all(batch, fitting, shared, on_progress)
+        from inrjax import overfit
+
+        fitting = overfit.Fitting(make_plan, optimizer, self.points_per_step, self.seed)
+        return overfit.fit_images(batch, fitting, shared, on_progress)
 
     def decode(self, streams: Sequence[bytes]) -> list[Image]:
         """The uint8 (height, width, 3) images, of any init at hand; BitstreamError if bad."""
@@ -378,7 +264,7 @@ class MetaSiren:
         file is spent, never a rate. Raises BitstreamError as `decode` does.
         """
         init = self._init_of(bitstream.peek(data))
-        stream = _unpack(data, type(self), init.digest)
+        stream = decoding.unpack(data, self.tag, len(self.sections), init.digest)
         symbols, levels = _decode_symbols(stream.sections[1], stream.sections[2], init)
         paths = [path for path, _ in trees.leaves(init.mean())]
         return {
@@ -388,25 +274,14 @@ class MetaSiren:
 
     def _decode_one(self, data: bytes) -> Image:
         init = self._init_of(bitstream.peek(data))
-        stream = _unpack(data, type(self), init.digest)
+        stream = decoding.unpack(data, self.tag, len(self.sections), init.digest)
         params = _decode_params(stream.sections[1], stream.sections[2], init)
-        return reconstruct(init.net, params, stream.height, stream.width)
+        return decoding.reconstruct(init.net, params, stream.height, stream.width)
 
     def _init_of(self, stream: bitstream.Stream) -> Init:
         """The init that a stream names: this codec's own, or a packaged one."""
-        _check_sections(stream, type(self))
-        wanted = stream.sections[0]
-        if len(wanted) != _DIGEST_BYTES:
-            raise BitstreamError("the section 'init' is damaged")
-        if self.init is not None and self.init.digest.startswith(wanted):
-            return self.init
-        init = find_init(wanted)
-        if init is None:
-            raise BitstreamError(
-                f"the init {wanted.hex()} is not known here: give the init file it was encoded "
-                "with, or the file is damaged"
-            )
-        return init
+        decoding.check_sections(stream, self.tag, len(self.sections))
+        return decoding.named_init(stream.sections[0], self.init)
 
 
 def _pack(image: Image, learned: Params, init: Init) -> bytes:
@@ -421,9 +296,9 @@ def _pack(image: Image, learned: Params, init: Init) -> bytes:
         levels.append(_levels(base[path].ravel(), offset))
     flat = np.concatenate(symbols)
     steps = [int(index) for _, index in trees.leaves(quantized.grid)]
-    grid = _symbol_check(flat) + bytes(steps) + bytes(offsets)
+    grid = decoding.symbol_check(flat) + bytes(steps) + bytes(offsets)
     payload = entropy.encode(flat, entropy.Laplace(np.concatenate(levels)))
-    sections = [init.digest[:_DIGEST_BYTES], grid, payload]
+    sections = [init.digest[: decoding.DIGEST_BYTES], grid, payload]
     height, width = image.shape[:2]
     return bitstream.pack(MetaSiren.tag, height, width, sections, init.digest)
 
@@ -442,7 +317,7 @@ def _decode_params(grid: bytes, payload: bytes, init: Init) -> dict[str, Any]:
     mean = init.mean()
     paths = [path for path, _ in trees.leaves(mean)]
     symbols, _ = _decode_symbols(grid, payload, init)
-    steps = grid[_CHECK_BYTES : _CHECK_BYTES + len(paths)]
+    steps = grid[decoding.CHECK_BYTES : decoding.CHECK_BYTES + len(paths)]
     grid_tree = trees.from_leaves(dict(zip(paths, steps, strict=True)))
     coded = quantize.Quantized(trees.unravel(np.concatenate(symbols), mean), grid_tree)
     delta = dict(trees.leaves(quantize.dequantize(coded)))
@@ -457,20 +332,15 @@ def _decode_symbols(
     """Each tensor's symbols and their scale levels, raveled, in the order of the leaves."""
     base = init.levels()
     paths = [path for path, _ in trees.leaves(init.mean())]
-    if len(grid) != _CHECK_BYTES + 2 * len(paths):
+    if len(grid) != decoding.CHECK_BYTES + 2 * len(paths):
         raise BitstreamError("the section 'grid' is damaged")
-    offsets = grid[_CHECK_BYTES + len(paths) :]
+    offsets = grid[decoding.CHECK_BYTES + len(paths) :]
     levels = [_levels(base[p].ravel(), o) for p, o in zip(paths, offsets, strict=True)]
     flat = entropy.decode(payload, entropy.Laplace(np.concatenate(levels)), sum(map(len, levels)))
-    if _symbol_check(flat) != grid[:_CHECK_BYTES]:
-        raise BitstreamError(
-            "the symbols do not match their check: the file is damaged, or this machine's range "
-            "coder differs from the encoder's"
-        )
+    decoding.require_symbols(flat, grid[: decoding.CHECK_BYTES])
     return np.split(flat, np.cumsum([len(part) for part in levels])[:-1]), levels
 
 
-_CHECK_BYTES = 2
 _OFFSET_ZERO = 64  # an offset byte of 64 means the envelope as it stands
 
 
@@ -498,24 +368,3 @@ def best_offset(symbols: np.ndarray, base: np.ndarray) -> int:
     costs = often.reshape(len(bases), -1) @ bits.T  # (bases, levels)
     levels = _levels(bases[:, None], candidates[None])
     return int(candidates[np.argmin(np.take_along_axis(costs, levels, axis=1).sum(axis=0))])
-
-
-def _symbol_check(symbols: np.ndarray) -> bytes:
-    """CRC-16 (CCITT) of the symbols as little-endian int32: what a drifting coder would break."""
-    return binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0).to_bytes(_CHECK_BYTES, "little")
-
-
-def _check_sections(stream: bitstream.Stream, codec: type[Coin] | type[MetaSiren]) -> None:
-    if stream.tag != codec.tag:
-        raise BitstreamError(f"the stream has codec tag {stream.tag}, expected {codec.tag}")
-    if len(stream.sections) != len(codec.sections):
-        raise BitstreamError(
-            f"the stream has {len(stream.sections)} sections, expected {len(codec.sections)}"
-        )
-
-
-def _unpack(
-    data: bytes, codec: type[Coin] | type[MetaSiren], context: bytes = b""
-) -> bitstream.Stream:
-    _check_sections(bitstream.peek(data), codec)
-    return bitstream.unpack(data, context)

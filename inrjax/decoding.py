@@ -1,0 +1,112 @@
+"""What the decoders of .inr files share: a stream's parts, the init that it names, its pixels.
+
+Needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from inrjax import bitstream, images
+from inrjax.init import Init, find_init
+from inrjax.machine import cpu_count
+from inrjax.nets.siren import Siren
+from inrjax.types import BitstreamError, Image, Params
+
+CHECK_BYTES = 2
+"""Bytes of `symbol_check`."""
+
+DIGEST_BYTES = 4
+"""Bytes of an init's digest that name it in a file."""
+
+_BLOCK_PIXELS = 1 << 15
+
+
+def check_images(batch: Sequence[Image]) -> None:
+    """Raises ValueError for an image that no .inr file can hold."""
+    for image in batch:
+        images.check_image(image)
+        bitstream.check_size(*image.shape[:2])
+
+
+def check_sections(stream: bitstream.Stream, tag: int, num_sections: int) -> None:
+    """Raises BitstreamError for a stream of another codec, or of another number of sections."""
+    if stream.tag != tag:
+        raise BitstreamError(f"the stream has codec tag {stream.tag}, expected {tag}")
+    if len(stream.sections) != num_sections:
+        raise BitstreamError(
+            f"the stream has {len(stream.sections)} sections, expected {num_sections}"
+        )
+
+
+def unpack(data: bytes, tag: int, num_sections: int, context: bytes = b"") -> bitstream.Stream:
+    """`inrjax.bitstream.unpack` of a stream that passes `check_sections`; BitstreamError."""
+    check_sections(bitstream.peek(data), tag, num_sections)
+    return bitstream.unpack(data, context)
+
+
+def named_init(wanted: bytes, own: Init | None) -> Init:
+    """The init that a section ``init`` names: the codec's own, or a packaged one.
+
+    Raises BitstreamError if the section is no name of an init, or none at hand has it.
+    """
+    if len(wanted) != DIGEST_BYTES:
+        raise BitstreamError("the section 'init' is damaged")
+    if own is not None and own.digest.startswith(wanted):
+        return own
+    init = find_init(wanted)
+    if init is None:
+        raise BitstreamError(
+            f"the init {wanted.hex()} is not known here: give the init file it was encoded "
+            "with, or the file is damaged"
+        )
+    return init
+
+
+def symbol_check(symbols: np.ndarray) -> bytes:
+    """CRC-16 (CCITT) of the symbols as little-endian int32: what a drifting coder would break."""
+    return binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0).to_bytes(CHECK_BYTES, "little")
+
+
+def require_symbols(symbols: np.ndarray, check: bytes) -> None:
+    """Raises BitstreamError if the symbols are not those of the check in their file."""
+    if symbol_check(symbols) != check:
+        raise BitstreamError(
+            "the symbols do not match their check: the file is damaged, or this machine's range "
+            "coder differs from the encoder's"
+        )
+
+
+def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
+    """The uint8 (height, width, 3) image that a net holds, by blocks on all cores.
+
+    Memory: the image, and a few MB for each core. The bytes depend on the blocks, which depend on
+    the image's size alone, so any number of cores gives the same.
+    """
+    image = np.empty((height, width, 3), np.uint8)
+
+    def fill(block: tuple[slice, slice]) -> None:
+        y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
+        image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
+
+    blocks = _blocks(height, width)
+    with ThreadPoolExecutor(min(cpu_count(), len(blocks))) as pool:
+        for _ in pool.map(fill, blocks):  # raises what a thread raised
+            pass
+    return image
+
+
+def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of blocks that make up the image, of at most `_BLOCK_PIXELS` pixels."""
+    columns = min(width, _BLOCK_PIXELS)
+    count = -(-height // (_BLOCK_PIXELS // columns))
+    rows = -(-height // count)  # about equal heights, since each is a share of a core's work
+    return [
+        (slice(top, min(top + rows, height)), slice(left, min(left + columns, width)))
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
