@@ -60,6 +60,7 @@ COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
 CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
     "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
+    "product-siren": lambda fit: [codecs.ProductSiren(w, **fit) for w in codecs.inr.WIDTHS],
     "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
     "jpeg-optimized": lambda _: [
         codecs.Jpeg(q, optimize=True) for q in codecs.classic.JPEG_QUALITIES

@@ -8,6 +8,7 @@ constants by multiplication, division and addition of integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,7 +137,9 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
             escapes += _escape_bits(int(k), len(table) // 2 - 1)
     if escapes:
         encoder.encode(np.array(escapes, np.int32), _coin())
-    return _shorten(encoder.get_compressed().astype(">u4").tobytes(), symbols, model)
+    return _shorten(
+        _bytes_of(encoder), lambda data: np.array_equal(decode(data, model, symbols.size), symbols)
+    )
 
 
 def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
@@ -148,8 +151,7 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     """
     if (num_symbols,) != model.levels.shape:
         raise ValueError(f"got {num_symbols} symbols, expected {model.levels.shape}")
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    decoder = _coder().queue.RangeDecoder(words)
+    decoder = _decoder_of(data)
     symbols = np.zeros(num_symbols, np.int64)
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
@@ -182,12 +184,15 @@ def _to_index(symbols: np.ndarray, num_counts: int) -> tuple[np.ndarray, np.ndar
     return np.where(escaped, num_counts - 1, symbols + m), symbols[escaped]
 
 
-@lru_cache(maxsize=NUM_LEVELS)
-def _categorical_of(table: bytes):
-    counts_less_one = np.frombuffer(table, np.int64) - 1
+def _fresh_categorical(table: np.ndarray):
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
-    return _coder().model.Categorical(counts_less_one.astype(np.float32), lazy=False, perfect=False)
+    return _coder().model.Categorical((table - 1).astype(np.float32), lazy=False, perfect=False)
+
+
+@lru_cache(maxsize=NUM_LEVELS)
+def _categorical_of(table: bytes):
+    return _fresh_categorical(np.frombuffer(table, np.int64))
 
 
 def _categorical(table: np.ndarray):
@@ -239,15 +244,91 @@ def _guard(function, *args):
         raise BitstreamError("the payload is damaged: no symbol fits its bits") from error
 
 
-def _shorten(data: bytes, symbols: np.ndarray, model: Laplace) -> bytes:
+def _bytes_of(encoder) -> bytes:
+    return encoder.get_compressed().astype(">u4").tobytes()
+
+
+def _decoder_of(data: bytes):
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+    return _coder().queue.RangeDecoder(words)
+
+
+def _shorten(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
     """Drop final bytes that decode the same as zeros: the coder flushes whole 32-bit words."""
-    while data and _decodes_to(data[:-1], symbols, model):
+
+    def decodes(part: bytes) -> bool:
+        try:
+            return is_enough(part)
+        except BitstreamError:  # not every cut is a code of something
+            return False
+
+    while data and decodes(data[:-1]):
         data = data[:-1]
     return data
 
 
-def _decodes_to(data: bytes, symbols: np.ndarray, model: Laplace) -> bool:
-    try:
-        return np.array_equal(decode(data, model, symbols.size), symbols)
-    except BitstreamError:  # not every cut is a code of something
-        return False
+# ---------------------------------------------------------------------------- indices
+
+
+class Adaptive(NamedTuple):
+    """A model of arrays of indices that learns from the rows it has seen, so that no table is sent.
+
+    ``shapes``: (rows, columns) of each array; ``sizes``: its indices are 0..size-1, size >= 1.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    sizes: Sequence[int]
+
+
+def adaptive_counts(seen: np.ndarray) -> np.ndarray:
+    """Counts, int64 (size,) of sum 2^24, from how often each index came before, int (size,).
+
+    floor((seen + 1) 2^24 / (sum of seen + size)), and what is left goes to the first of the most
+    frequent (Laplace's rule of succession). Raises ValueError beyond 2^24 in the denominator.
+    """
+    often = np.asarray(seen, np.int64) + 1
+    total = int(often.sum())
+    if total > 1 << PRECISION:
+        raise ValueError(f"got {total} indices and values, expected at most {1 << PRECISION}")
+    table = (often << PRECISION) // total
+    table[np.argmax(often)] += (1 << PRECISION) - table.sum()
+    return table
+
+
+def encode_indices(arrays: Sequence[np.ndarray], model: Adaptive) -> bytes:
+    """The range-coded bytes of int arrays, one after the other, row by row.
+
+    A row is coded under the counts of the rows before it in its own array; an array of one possible
+    index takes nothing. Raises ValueError for arrays that the model does not describe.
+    """
+    arrays = [np.asarray(array, np.int64) for array in arrays]
+    if [array.shape for array in arrays] != [tuple(shape) for shape in model.shapes]:
+        raise ValueError(
+            f"got indices of shapes {[a.shape for a in arrays]}, expected {list(model.shapes)}"
+        )
+    for array, size in zip(arrays, model.sizes, strict=True):
+        if array.size and not 0 <= array.min() <= array.max() < size:
+            raise ValueError(f"got indices {array.min()}..{array.max()}, expected 0..{size - 1}")
+    encoder = _coder().queue.RangeEncoder()
+    for array, size in zip(arrays, model.sizes, strict=True):
+        seen = np.zeros(size, np.int64)
+        for row in array if size > 1 else ():
+            encoder.encode(row.astype(np.int32), _fresh_categorical(adaptive_counts(seen)))
+            seen += np.bincount(row, minlength=size)
+    return _shorten(
+        _bytes_of(encoder),
+        lambda data: all(map(np.array_equal, decode_indices(data, model), arrays)),
+    )
+
+
+def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
+    """The int64 arrays that `encode_indices` was given; BitstreamError if they cannot be."""
+    decoder, arrays = _decoder_of(data), []
+    for shape, size in zip(model.shapes, model.sizes, strict=True):
+        array, seen = np.zeros(shape, np.int64), np.zeros(size, np.int64)
+        for row in array if size > 1 else ():
+            categorical = _fresh_categorical(adaptive_counts(seen))
+            row[:] = np.asarray(_guard(decoder.decode, categorical, len(row)), np.int64)
+            seen += np.bincount(row, minlength=size)
+        arrays.append(array)
+    return arrays

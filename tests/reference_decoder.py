@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
+NUM_SECTIONS = {1: 2, 2: 3, 5: 4}
 TOP_OCTAVE = (
     4610560255948314624,
     4610739350409155263,
@@ -62,7 +63,10 @@ def decode(data: bytes, inits: Path) -> Decoded:
         return Decoded(None, render(layers, encoding, 30.0, height, width))
     init = find_init(sections[0], inits)
     check(data, init.digest)
-    symbols, layers = read_meta_siren(init, sections[1], sections[2])
+    if tag == 5:
+        symbols, layers = read_product_siren(init, *sections[1:])
+    else:
+        symbols, layers = read_meta_siren(init, *sections[1:])
     encoding = init.net["encoding"]
     return Decoded(symbols, render(layers, encoding, init.net["w0"], height, width))
 
@@ -73,12 +77,12 @@ def decode(data: bytes, inits: Path) -> Decoded:
 def read_container(data: bytes) -> tuple[int, int, int, list[bytes]]:
     refuse_if(data[:3] != b"INR" or len(data) < 12, "not an .inr file")
     refuse_if(data[3] != 1, f"version {data[3]}")
-    refuse_if(data[4] not in (1, 2), f"codec tag {data[4]}")
+    refuse_if(data[4] not in NUM_SECTIONS, f"codec tag {data[4]}")
     body = data[:-4]
     height, at = varint(body, 5)
     width, at = varint(body, at)
     refuse_if(not 1 <= height * width <= MAX_PIXELS, "size")
-    refuse_if(at >= len(body) or body[at] != {1: 2, 2: 3}[data[4]], "number of sections")
+    refuse_if(at >= len(body) or body[at] != NUM_SECTIONS[data[4]], "number of sections")
     lengths, number = [], body[at]
     at += 1
     for _ in range(number - 1):
@@ -185,14 +189,77 @@ def read_meta_siren(
     refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
     tensors, at = {}, 0
     for path, index in zip(paths, steps, strict=True):
-        start = init.arrays[f"params/{path}"]
-        mean = np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
-        step = 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
+        mean = mean_of(init, path)
         own = symbols[at : at + mean.size].reshape(mean.shape)
-        tensors[path] = (mean.astype(np.float64) + own * step).astype(np.float32)
+        tensors[path] = (mean.astype(np.float64) + own * step_of(index)).astype(np.float32)
         at += mean.size
     names = sorted({path.split("/")[0] for path in paths})
     return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def mean_of(init: InitFile, path: str) -> np.ndarray:
+    start = init.arrays[f"params/{path}"]
+    return np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
+
+
+def step_of(index: int) -> float:
+    return 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
+
+
+# ---------------------------------------------------------------------------- ProductSiren
+
+
+def read_product_siren(
+    init: InitFile, grid: bytes, payload: bytes, coded_indices: bytes
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    names = sorted({name.split("/")[1] for name in init.arrays if name[0] == "p"})
+    paths = [f"{name}/{kind}" for name in names for kind in ("bias", "weight")]
+    refuse_if(len(grid) != 5 + 2 * len(paths), "grid")
+    most, block = int.from_bytes(grid[2:4], "little"), grid[4]
+    refuse_if(not 1 <= most <= 4096 or not 1 <= block <= 16, "grid")
+    steps, levels = grid[5 : 5 + len(paths)], grid[5 + len(paths) :]
+    refuse_if(max(levels) > 63, "grid")
+    shapes, cut = {}, {}
+    for path in paths:
+        shapes[path] = init.arrays[f"params/{path}"].shape
+        if path.endswith("weight") and path != paths[-1]:
+            out, into = shapes[path]
+            cut[path] = (out, -(-into // block))
+            shapes[path] = (max(1, min(most, cut[path][0] * cut[path][1] // 4)), block)
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    symbols = decode_symbols(payload, np.repeat(list(levels), sizes))
+    indices = decode_indices(coded_indices, [(*cut[path], shapes[path][0]) for path in cut])
+    everything = np.concatenate([symbols, *(own.ravel() for own in indices)])
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(everything.astype("<i4").tobytes(), 0) != stated, "symbols")
+    tensors, parts = {}, np.split(symbols, np.cumsum(sizes)[:-1])
+    for path, step, part in zip(paths, steps, parts, strict=True):
+        value = part.reshape(shapes[path]) * step_of(step)
+        mean = mean_of(init, path)
+        if path in cut:
+            rows = value[indices[list(cut).index(path)]]
+            value = rows.reshape(len(rows), -1)[:, : mean.shape[1]]
+        tensors[path] = (mean.astype(np.float64) + value).astype(np.float32)
+    return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def decode_indices(payload: bytes, arrays: list[tuple[int, int, int]]) -> list[np.ndarray]:
+    """``arrays``: (rows, columns, number of values) of each."""
+    coder, decoded = RangeDecoder(payload), []
+    for rows, columns, size in arrays:
+        array, often = np.zeros((rows, columns), np.int64), [1] * size
+        for row in array if size > 1 else ():
+            counts = [own * (1 << 24) // sum(often) for own in often]
+            counts[often.index(max(often))] += (1 << 24) - sum(counts)
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            row[:] = [coder.place(ends) for _ in row]
+            for index in row:
+                often[index] += 1
+        decoded.append(array)
+    return decoded
+
+
+# ---------------------------------------------------------------------------- symbols
 
 
 def counts_of(level: int) -> list[int]:

@@ -28,6 +28,7 @@ from inrjax.codecs import (
     MetaSiren,
     MozJpeg,
     Png,
+    ProductSiren,
     Vvc,
     WebP,
     decode_stream,
@@ -52,11 +53,13 @@ STEPS = 12
 POINTS = 64  # one tile of most images: a step sees a subset, and batches pad to other lengths
 COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
 META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
+PRODUCT = ProductSiren(8, 8, 2, STEPS, 6, init=META.init, points_per_step=POINTS)
 
 # name -> (codec, a codec of the same family at a lower rate; None if it has one rate)
 TABLE = {
     "coin": (COIN, replace(COIN, width=5)),
     "meta-siren": (META, replace(META, width=4, init=small_init(4))),
+    "product-siren": (PRODUCT, replace(PRODUCT, num_centroids=2)),
     "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
     "jpeg-optimized": (Jpeg(30, optimize=True), Jpeg(3, optimize=True)),
     "jpeg-progressive": (Jpeg(30, True, progressive=True), Jpeg(3, True, progressive=True)),
@@ -116,7 +119,7 @@ def encoded(name: str) -> dict[str, bytes]:
 def init_of(name: str) -> Init | None:
     """What `decode_stream` needs beside the stream."""
     codec, _ = TABLE[name]
-    return codec.init if isinstance(codec, MetaSiren) else None
+    return getattr(codec, "init", None)
 
 
 # ---------------------------------------------------------------------------- every codec
@@ -151,9 +154,9 @@ def test_round_trip_keeps_shape_and_dtype(name):
 @every_codec
 def test_same_bytes_twice_and_batch_equals_singles(name):
     codec, _ = TABLE[name]
-    # The shorter lists of tiny images alone take one more program, which costs seconds: the
-    # packaged init leaves them to the flat one.
-    keys = ["photograph", "odd"] if name == "meta-siren-packaged" else IMAGES
+    # The shorter lists of tiny images alone take one more program, which costs seconds: these
+    # leave them to the flat init and to COIN.
+    keys = IMAGES if name not in ("meta-siren-packaged", "product-siren") else ["photograph", "odd"]
     for key in keys:
         assert codec.encode([IMAGES[key]]) == [encoded(name)[key]], key
 
@@ -320,21 +323,23 @@ def test_decode_stream_and_describe_know_it(name):
         assert found.sections.keys() == {"container", *codec.sections}
 
 
-# The row "meta-siren" has an init of its own, which its streams need.
-@pytest.mark.parametrize("name", [name for name in INR if name != "meta-siren"])
+# The other rows have an init of their own, which their streams need.
+@pytest.mark.parametrize("name", [name for name in INR if init_of(name) is None])
 def test_another_init_at_hand_does_not_matter(name):
     other = small_init(3)
     stream = encoded(name)["odd"]
     np.testing.assert_array_equal(decode_stream(stream, other), decode_stream(stream))
 
 
-def test_an_unknown_init_is_named_by_its_digest():
-    _, lower = TABLE["meta-siren"]
+@pytest.mark.parametrize("name", ["meta-siren", "product-siren"])
+def test_an_unknown_init_is_named_by_its_digest(name):
+    codec, _ = TABLE[name]
     digest = META.init.digest[:4].hex()
-    for decode in (decode_stream, describe, lambda data: lower.decode([data])):
+    other = replace(codec, width=4, init=small_init(4))
+    for decode in (decode_stream, describe, lambda data: other.decode([data])):
         with pytest.raises(BitstreamError, match=f"init {digest}"):
-            decode(encoded("meta-siren")["odd"])
-    assert describe(encoded("meta-siren")["odd"], META.init).init_digest == digest
+            decode(encoded(name)["odd"])
+    assert describe(encoded(name)["odd"], META.init).init_digest == digest
 
 
 def test_an_unknown_tag_is_named():
@@ -346,7 +351,7 @@ def test_an_unknown_tag_is_named():
 
 
 def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
-    for codec, other in ((COIN, "meta-siren"), (META, "coin")):
+    for codec, other in ((COIN, "meta-siren"), (META, "product-siren"), (PRODUCT, "coin")):
         with pytest.raises(BitstreamError, match="tag"):
             codec.decode([encoded(other)["odd"]])
 
@@ -464,6 +469,14 @@ def test_a_coin_stream_that_cannot_be_is_refused(shape, weights):
         lambda: replace(META, num_steps=0),
         lambda: replace(META, slope=-1.0),
         lambda: replace(META, points_per_step=0),
+        lambda: ProductSiren(width=31),
+        lambda: replace(PRODUCT, width=9),
+        lambda: replace(PRODUCT, num_steps=0),
+        lambda: replace(PRODUCT, tune_steps=-1),
+        lambda: replace(PRODUCT, num_centroids=0),
+        lambda: replace(PRODUCT, num_centroids=4097),
+        lambda: replace(PRODUCT, block=0),
+        lambda: replace(PRODUCT, block=17),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(make):

@@ -32,6 +32,7 @@ LAYERS = {
     "inrjax.nets": 1,
     "inrjax.datasets": 2,
     "inrjax.quantize": 2,
+    "inrjax.product_quantization": 2,
     "inrjax.meta": 2,
     "inrjax.init": 2,
     "inrjax.decoding": 3,

@@ -19,6 +19,7 @@ from inrjax.types import BitstreamError
 
 HERE = Path(__file__).parent
 INITS = Path(codecs.__file__).parents[1] / "inits"
+WITH_INIT = (codecs.MetaSiren.tag, codecs.ProductSiren.tag)
 GOLDEN = sorted((HERE / "golden").glob("*.inr"))
 
 
@@ -62,7 +63,7 @@ def with_checksum(data: bytes) -> bytes:
         stream = bitstream.peek(data)
     except BitstreamError:
         return data
-    init = find_init(stream.sections[0]) if stream.tag == codecs.MetaSiren.tag else None
+    init = find_init(stream.sections[0]) if stream.tag in WITH_INIT else None
     context = init.digest if init else b""
     return data[:-4] + zlib.crc32(context + data[:-4]).to_bytes(4, "little")
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, fmm, inr, modern, vvc
+from inrjax.codecs import classic, fmm, inr, modern, product, vvc
 from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
 from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
 from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.product import ProductSiren
 from inrjax.codecs.vvc import Vvc
 from inrjax.init import Init
 from inrjax.types import BitstreamError, Codec, Image
@@ -30,6 +31,7 @@ __all__ = [
     "MetaSiren",
     "MozJpeg",
     "Png",
+    "ProductSiren",
     "Vvc",
     "WebP",
     "classic",
@@ -39,16 +41,18 @@ __all__ = [
     "fmm",
     "inr",
     "modern",
+    "product",
     "vvc",
 ]
 
-BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren)}
+BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren, ProductSiren)}
 """The codec of each tag that an .inr file can name."""
 
 
 BY_NAME: dict[str, Callable[[], Codec]] = {
     "coin": Coin,
     "meta-siren": MetaSiren,
+    "product-siren": ProductSiren,
     "jpeg": lambda: Jpeg(1, optimize=False),
     "jpeg-optimized": lambda: Jpeg(1, optimize=True),
     "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
@@ -91,31 +95,33 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
     return BY_TAG[stream.tag]
 
 
-def _codec_for(stream: bitstream.Stream, init: Init | None) -> Coin | MetaSiren:
+_WITH_INIT: tuple[type[Any], ...] = (MetaSiren, ProductSiren)
+
+
+def _codec_for(stream: bitstream.Stream, init: Init | None) -> Any:
     codec = _codec_of(stream)
-    if codec is MetaSiren:
-        # Any MetaSiren finds the packaged init that a stream names, whatever its own width.
-        return MetaSiren(width=init.net.width, init=init) if init else MetaSiren()
-    return codec()
+    # Each finds the packaged init that a stream names, whatever its own width.
+    return codec(width=init.net.width, init=init) if init and codec in _WITH_INIT else codec()
 
 
 def decoder(name: str, init: Init | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
-    ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises ValueError for a name
+    ``init``: what the encoder was given, if it was not a packaged one. Raises ValueError for a name
     that is not in `BY_NAME`, or whose optional package is not installed.
     """
     if name not in BY_NAME:
         raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
-    if name == MetaSiren().name and init is not None:
-        return MetaSiren(width=init.net.width, init=init)
-    return BY_NAME[name]()
+    own = BY_NAME[name]
+    if own in _WITH_INIT and init is not None:
+        return own(width=init.net.width, init=init)  # pyright: ignore[reportCallIssue]
+    return own()
 
 
 def decode_stream(data: bytes, init: Init | None = None) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
-    ``init``: what `MetaSiren` was given, if it was not a packaged one. Raises BitstreamError.
+    ``init``: what the encoder was given, if it was not a packaged one. Raises BitstreamError.
     """
     return _codec_for(bitstream.peek(data), init).decode([data])[0]
 

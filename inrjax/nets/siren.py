@@ -147,7 +147,7 @@ class Siren:
         out = np.empty((len(coords), self.out_dim), np.float32)
         for start in range(0, len(coords), HOST_TILE):
             tile = np.asarray(coords[start : start + HOST_TILE], np.float32)
-            pieces = self._pieces(self._encode_host(tile.T))
+            pieces = self._pieces(self.encode_host(tile.T))
             h, spare = self._host_buffers(len(pieces), pieces.shape[-1])
             np.matmul(first[:, :-1], pieces, out=h[..., :-1, :])
             h[..., :-1, :] += first[:, -1:]
@@ -178,11 +178,11 @@ class Siren:
         """(slow, fast, out_dim); ``layers``: what `apply_grid_host` makes of the params."""
         bias, slow_weight, fast_weight, others = layers
         out = np.empty((len(slow), len(fast), self.out_dim), np.float32)
-        slow_sums = np.matmul(slow_weight, self._pieces(self._encode_host(slow[None])))
+        slow_sums = np.matmul(slow_weight, self._pieces(self.encode_host(slow[None])))
         slow_sums = (slow_sums + bias).swapaxes(1, 2).reshape(-1, self.width)[: len(slow)]
         for left in range(0, len(fast), HOST_TILE):
             columns = slice(left, min(left + HOST_TILE, len(fast)))
-            fast_sums = np.matmul(fast_weight, self._pieces(self._encode_host(fast[None, columns])))
+            fast_sums = np.matmul(fast_weight, self._pieces(self.encode_host(fast[None, columns])))
             count, _, size = fast_sums.shape
             rows = max(1, HOST_TILE // (count * size))
             h, spare = self._host_buffers(rows, count, size)
@@ -204,7 +204,7 @@ class Siren:
             for factor, layer in zip(factors, layers, strict=True)
         ]
 
-    def _encode_host(self, coords: np.ndarray) -> np.ndarray:
+    def encode_host(self, coords: np.ndarray) -> np.ndarray:
         """Coords (dims, n) as the features of these dimensions, (features, n), float32."""
         coords = coords.astype(np.float32)
         if self.encoding is None:
