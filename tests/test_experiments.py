@@ -77,6 +77,29 @@ def test_defaults_smoke(tmp_path: Path) -> None:
     assert "| default |" in table and "| prior mean: the init |" in table
 
 
+def test_product_quantization_smoke(tmp_path: Path) -> None:
+    from experiments import product_quantization as experiment
+
+    folder = experiment.main(experiment.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    wanted = [(codec.name, codec.setting) for codec in experiment.build_codecs(experiment.SMOKE)]
+    assert [(row.codec, row.setting) for row in rows] == wanted
+    table = (folder / "table.md").read_text()
+    assert table.count("| 24 | 2 | 8 |") == 2 and "rounding, same net: of 2 products" in table
+    # Both settings of one fit: the one that was tuned is nearer.
+    tuned, plain = (row.psnr for row in rows if row.codec == "product-siren")
+    assert tuned > plain
+
+
+def test_a_score_is_read_off_the_curve_and_nothing_is_extended() -> None:
+    from experiments.product_quantization import at_bytes
+
+    curve = [(400, 30.0), (100, 20.0), (200, 26.0)]
+    assert at_bytes(curve, 200) == pytest.approx(26.0)
+    assert at_bytes(curve, 283) == pytest.approx(28.0, abs=0.01)  # half an octave on
+    assert at_bytes(curve, 99) is None and at_bytes(curve, 401) is None
+
+
 def test_optimizers_smoke(tmp_path: Path) -> None:
     from experiments import optimizers
 

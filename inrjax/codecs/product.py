@@ -192,7 +192,7 @@ class ProductSiren:
                 bytes(levels),
             ]
         )
-        layout = _layout(init.net, self.num_centroids, self.block)
+        layout = layout_of(init.net, self.num_centroids, self.block)
         sections = [
             init.digest[: decoding.DIGEST_BYTES],
             grid,
@@ -299,19 +299,21 @@ def _to_tune(coded: Coded) -> tuple[Any, Any, Any]:
 # ---------------------------------------------------------------------------- the stream
 
 
-class _Layout(NamedTuple):
-    """``values``: path -> shape of the coded values; ``indices``: path -> (out, blocks);
-    ``sizes``: path -> number of centroids. All in the order of the paths."""
+class Layout(NamedTuple):
+    """What a stream holds, in the order of the paths. ``values``: path -> shape of the values that
+    are coded; ``indices``: path -> (out, blocks); ``sizes``: path -> number of centroids."""
 
     values: dict[str, tuple[int, ...]]
     indices: dict[str, tuple[int, int]]
     sizes: dict[str, int]
 
     def model(self) -> entropy.Adaptive:
+        """The model that the indices are coded under."""
         return entropy.Adaptive(list(self.indices.values()), list(self.sizes.values()))
 
 
-def _layout(net: Siren, num_centroids: int, block: int) -> _Layout:
+def layout_of(net: Siren, num_centroids: int, block: int) -> Layout:
+    """The layout of a net's stream; the sine layers' weights have codebooks."""
     values, indices, sizes = {}, {}, {}
     for path, shape in trees.leaves(net.shapes()):
         if path.endswith("/weight") and not path.startswith(layer_name(net.depth)):
@@ -319,7 +321,7 @@ def _layout(net: Siren, num_centroids: int, block: int) -> _Layout:
             sizes[path] = _num_centroids(indices[path], num_centroids)
             shape = sizes[path], block
         values[path] = tuple(shape)
-    return _Layout(values, indices, sizes)
+    return Layout(values, indices, sizes)
 
 
 def _best_level(symbols: np.ndarray) -> int:
@@ -343,7 +345,7 @@ def _decode_values(
         raise BitstreamError("the section 'grid' is damaged: no such codebook")
     if max(levels) >= entropy.NUM_LEVELS:
         raise BitstreamError("the section 'grid' is damaged: no such level")
-    layout = _layout(net, num_centroids, block)
+    layout = layout_of(net, num_centroids, block)
     counts = [int(np.prod(shape)) for shape in layout.values.values()]
     model = entropy.Laplace(np.repeat(np.frombuffer(levels, np.uint8).astype(np.int64), counts))
     symbols = entropy.decode(payload, model, sum(counts))
