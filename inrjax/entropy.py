@@ -332,3 +332,35 @@ def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
             seen += np.bincount(row, minlength=size)
         arrays.append(array)
     return arrays
+
+
+# ---------------------------------------------------------------------------- one static table
+
+
+def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
+    """The range-coded bytes of int symbols (n,), all under one table that both sides have.
+
+    Args:
+      symbols: 0..size-1. table: counts, int (size,), size >= 2, each at least 1, of sum 2^24.
+
+    Raises:
+      ValueError: a symbol that the table does not have.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() < len(table):
+        raise ValueError(
+            f"got symbols {symbols.min()}..{symbols.max()}, expected 0..{len(table) - 1}"
+        )
+    encoder = _coder().queue.RangeEncoder()
+    encoder.encode(symbols.astype(np.int32), _fresh_categorical(np.asarray(table, np.int64)))
+    return _shorten(
+        _bytes_of(encoder),
+        lambda data: np.array_equal(decode_table(data, table, symbols.size), symbols),
+    )
+
+
+def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray:
+    """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
+    be."""
+    categorical = _fresh_categorical(np.asarray(table, np.int64))
+    return np.asarray(_guard(_decoder_of(data).decode, categorical, num_symbols), np.int64)

@@ -1,7 +1,7 @@
 """A second decoder of .inr files, written from docs/bitstream.md: numpy and the standard library.
 
 It imports nothing of inrjax and no range coder, so that what it agrees with the package on is what
-the page says. Slow and plain on purpose: `python tests/reference_decoder.py FILE INITS_FOLDER`
+the page says. Slow and plain on purpose: `python tests/reference_decoder.py FILE FOLDER ...`
 prints the digests of the symbols and of the pixels.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
-NUM_SECTIONS = {1: 2, 2: 3, 5: 4}
+NUM_SECTIONS = {1: 2, 2: 3, 5: 4, 6: 3}
 TOP_OCTAVE = (
     4610560255948314624,
     4610739350409155263,
@@ -54,14 +54,18 @@ def refuse_if(condition: Any, why: str) -> None:
         raise Damaged(why)
 
 
-def decode(data: bytes, inits: Path) -> Decoded:
-    """The content of a file; ``inits``: the folder of the init files that it may name."""
+def decode(data: bytes, *folders: Path) -> Decoded:
+    """The content of a file; ``folders``: of the inits and bases that it may name."""
     tag, height, width, sections = read_container(data)
     if tag == 1:
         check(data, b"")
         layers, encoding = read_coin(*sections)
         return Decoded(None, render(layers, encoding, 30.0, height, width))
-    init = find_init(sections[0], inits)
+    if tag == 6:
+        base = find_base(sections[0], folders)
+        check(data, base.digest)
+        return read_modulated_siren(base, sections[1], sections[2], height, width)
+    init = find_init(sections[0], folders)
     check(data, init.digest)
     if tag == 5:
         symbols, layers = read_product_siren(init, *sections[1:])
@@ -147,10 +151,17 @@ class InitFile(NamedTuple):
     digest: bytes
 
 
-def find_init(start: bytes, folder: Path) -> InitFile:
-    for path in sorted(folder.glob("*.npz")):
+def files_in(folders: tuple[Path, ...]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.glob("*.npz"))]
+
+
+def find_init(start: bytes, folders: tuple[Path, ...]) -> InitFile:
+    for path in files_in(folders):
         with np.load(path, allow_pickle=False) as arrays:
-            net = json.loads(str(arrays["header"]))["net"]
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != "inrjax-init-1":
+                continue
+            net = header["net"]
             used = {
                 name: arrays[name]
                 for name in arrays.files
@@ -162,7 +173,7 @@ def find_init(start: bytes, folder: Path) -> InitFile:
     raise Damaged(f"init {start.hex()} is not known")
 
 
-def init_digest(net: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+def init_digest(net: Any, arrays: dict[str, np.ndarray]) -> bytes:
     sha = hashlib.sha256(json.dumps(net, sort_keys=True).encode())
     for path in sorted(arrays):
         little = arrays[path].astype(arrays[path].dtype.newbyteorder("<"))
@@ -259,6 +270,59 @@ def decode_indices(payload: bytes, arrays: list[tuple[int, int, int]]) -> list[n
     return decoded
 
 
+# ---------------------------------------------------------------------------- ModulatedSiren
+
+
+class BaseFile(NamedTuple):
+    net: dict[str, Any]
+    patch: int
+    arrays: dict[str, np.ndarray]
+    digest: bytes
+
+
+def find_base(start: bytes, folders: tuple[Path, ...]) -> BaseFile:
+    for path in files_in(folders):
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != "inrjax-base-1":
+                continue
+            used = {name: arrays[name] for name in arrays.files if name not in ("header", "rates")}
+        net, patch = header["net"], header["patch"]
+        digest = init_digest([net, patch], used)
+        if digest.startswith(start) and len(start) == 4:
+            return BaseFile(net, patch, used, digest)
+    raise Damaged(f"base {start.hex()} is not known")
+
+
+def read_modulated_siren(
+    base: BaseFile, grid: bytes, payload: bytes, height: int, width: int
+) -> Decoded:
+    refuse_if(len(grid) != 3 or not 2 <= grid[2] <= 8, "grid")
+    ends = np.concatenate([[0], np.cumsum(base.arrays[f"tables/bits_{grid[2]}"])])
+    shift, centre, spread = (base.arrays[n].astype(float) for n in ("shift", "centre", "spread"))
+    rows, columns, side = -(-height // base.patch), -(-width // base.patch), base.patch
+    coder = RangeDecoder(payload)
+    count = rows * columns * shift.shape[1]
+    symbols = np.array([coder.place(ends) for _ in range(count)], np.int64)
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    image = np.zeros((rows * side, columns * side, 3), np.uint8)
+    names = sorted({n.split("/")[1] for n in base.arrays if n.startswith("params/")})
+    for i, own in enumerate(symbols.reshape(rows * columns, -1)):
+        latent = centre + 3 * spread * (2 * own / (2 ** grid[2] - 1) - 1)
+        shifts = np.split(shift @ latent, len(names) - 1)
+        layers = []
+        for name, moved in zip(names, [*shifts, 0.0], strict=True):
+            bias = base.arrays[f"params/{name}/bias"].astype(float) + moved
+            weight = base.arrays[f"params/{name}/weight"].astype(np.float32)
+            layers.append((weight, bias.astype(np.float32)))
+        top, left = i // columns * side, i % columns * side
+        image[top : top + side, left : left + side] = render(
+            layers, base.net["encoding"], base.net["w0"], side, side
+        )
+    return Decoded(symbols, image[:height, :width])
+
+
 # ---------------------------------------------------------------------------- symbols
 
 
@@ -349,7 +413,7 @@ def render(layers: Any, encoding: Any, w0: float, height: int, width: int) -> np
 
 
 if __name__ == "__main__":
-    decoded = decode(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]))
+    decoded = decode(Path(sys.argv[1]).read_bytes(), *map(Path, sys.argv[2:]))
     parts = {"symbols": decoded.symbols, "pixels": decoded.image}
     for part, values in parts.items():
         if values is not None:

@@ -12,9 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from bases import tiny_base
 from conftest import photograph
 
 from inrjax import bitstream, trees
+from inrjax.base import Base, save_base
 from inrjax.codecs import (
     BY_TAG,
     Avif,
@@ -26,6 +28,7 @@ from inrjax.codecs import (
     Jpeg2000,
     JpegXl,
     MetaSiren,
+    ModulatedSiren,
     MozJpeg,
     Png,
     ProductSiren,
@@ -54,12 +57,14 @@ POINTS = 64  # one tile of most images: a step sees a subset, and batches pad to
 COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
 META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
 PRODUCT = ProductSiren(8, 8, 2, STEPS, 6, init=META.init, points_per_step=POINTS)
+MODULATED = ModulatedSiren(tiny_base(), inner_steps=3)
 
 # name -> (codec, a codec of the same family at a lower rate; None if it has one rate)
 TABLE = {
     "coin": (COIN, replace(COIN, width=5)),
     "meta-siren": (META, replace(META, width=4, init=small_init(4))),
     "product-siren": (PRODUCT, replace(PRODUCT, num_centroids=2)),
+    "modulated-siren": (MODULATED, replace(MODULATED, bits=2)),
     "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
     "jpeg-optimized": (Jpeg(30, optimize=True), Jpeg(3, optimize=True)),
     "jpeg-progressive": (Jpeg(30, True, progressive=True), Jpeg(3, True, progressive=True)),
@@ -116,10 +121,10 @@ def encoded(name: str) -> dict[str, bytes]:
     return dict(zip(IMAGES, codec.encode(list(IMAGES.values())), strict=True))
 
 
-def init_of(name: str) -> Init | None:
+def init_of(name: str) -> Init | Base | None:
     """What `decode_stream` needs beside the stream."""
     codec, _ = TABLE[name]
-    return getattr(codec, "init", None)
+    return getattr(codec, "init", None) or getattr(codec, "base", None)
 
 
 # ---------------------------------------------------------------------------- every codec
@@ -248,15 +253,16 @@ def test_progress_rises_to_its_total(name):
 SCRIPT = """
 import json, pathlib, pickle, sys
 import numpy as np
-from inrjax.codecs import decode_stream
-from inrjax.init import load_init
+from inrjax.codecs import decode_stream, load_shared
 folder = pathlib.Path(sys.argv[1])
-init, images = load_init(folder / "init.npz"), {}
+init, base, images = load_shared(folder / "init.npz"), load_shared(folder / "base.npz"), {}
 classic = pickle.loads((folder / "classic.pickle").read_bytes())  # at other rates than the files'
 for path in sorted((folder / "streams").iterdir()):
     data = path.read_bytes()
     own = classic.get(path.name.partition("_")[0])
-    images[path.name] = own.decode([data])[0] if own else decode_stream(data, init)
+    images[path.name] = own.decode([data])[0] if own else decode_stream(
+        data, base if path.name.startswith("modulated") else init
+    )
 np.savez(folder / "images.npz", **images)
 print(json.dumps([m for m in ("jax", "flax", "optax", "matplotlib", "scipy") if m in sys.modules]))
 """
@@ -268,6 +274,7 @@ def elsewhere(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "streams").mkdir()
     save_init(folder / "init.npz", META.init)
+    save_base(folder / "base.npz", MODULATED.base)
     classic = {name: lower or codec for name, (codec, lower) in TABLE.items() if name not in INR}
     (folder / "classic.pickle").write_bytes(pickle.dumps(classic))
     for name, (codec, _) in TABLE.items():
@@ -342,6 +349,18 @@ def test_an_unknown_init_is_named_by_its_digest(name):
     assert describe(encoded(name)["odd"], META.init).init_digest == digest
 
 
+def test_an_unknown_base_is_named_by_its_digest():
+    digest, stream = MODULATED.base.digest[:4].hex(), encoded("modulated-siren")["odd"]
+    other = ModulatedSiren(tiny_base(seed=1))
+    lacking = (ModulatedSiren().decode, other.decode)
+    for decode in (decode_stream, describe, *(lambda data, d=d: d([data]) for d in lacking)):
+        with pytest.raises(BitstreamError, match=f"base {digest}"):
+            decode(stream)
+    with pytest.raises(ValueError, match="no base"):
+        ModulatedSiren().encode([IMAGES["odd"]])
+    assert describe(stream, MODULATED.base).init_digest == digest
+
+
 def test_an_unknown_tag_is_named():
     assert 200 not in BY_TAG
     data = bitstream.pack(200, 4, 4, [b""])
@@ -351,12 +370,17 @@ def test_an_unknown_tag_is_named():
 
 
 def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
-    for codec, other in ((COIN, "meta-siren"), (META, "product-siren"), (PRODUCT, "coin")):
+    for codec, other in (
+        (COIN, "meta-siren"),
+        (META, "product-siren"),
+        (PRODUCT, "modulated-siren"),
+        (MODULATED, "coin"),
+    ):
         with pytest.raises(BitstreamError, match="tag"):
             codec.decode([encoded(other)["odd"]])
 
 
-@every_inr
+@pytest.mark.parametrize("name", [name for name in INR if hasattr(TABLE[name][0], "seed")])
 def test_the_seed_changes_the_fit(name):
     codec, _ = TABLE[name]
     [stream] = replace(codec, seed=1).encode([IMAGES["photograph"]])
@@ -477,6 +501,9 @@ def test_a_coin_stream_that_cannot_be_is_refused(shape, weights):
         lambda: replace(PRODUCT, num_centroids=4097),
         lambda: replace(PRODUCT, block=0),
         lambda: replace(PRODUCT, block=17),
+        lambda: ModulatedSiren(bits=1),
+        lambda: ModulatedSiren(bits=9),
+        lambda: ModulatedSiren(inner_steps=0),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(make):

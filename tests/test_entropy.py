@@ -456,3 +456,24 @@ def test_indices_that_the_model_cannot_hold_are_refused():
             entropy.encode_indices([array], index_model)
     with pytest.raises(ValueError, match="expected"):
         entropy.adaptive_counts(np.full(2, 1 << PRECISION))
+
+
+@given(st.integers(2, 256), st.integers(0, 80), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=60)
+def test_symbols_under_a_table_come_back_and_the_page_says_how(size, count, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice(size, count, p=rng.dirichlet(np.full(size, 0.1)))
+    table = entropy.adaptive_counts(rng.integers(0, 1000, size))
+    data = entropy.encode_table(values, table)
+    assert entropy.decode_table(data, table, count).tolist() == values.tolist()
+    reference = ReferenceDecoder(data)
+    assert [reference.decode(table.tolist()) for _ in range(count)] == values.tolist()
+    ideal = float(np.sum(PRECISION - np.log2(table[values])))
+    assert 8 * len(data) <= ideal + 40
+
+
+def test_symbols_that_a_table_lacks_are_refused():
+    table = entropy.adaptive_counts(np.zeros(4, int))
+    for values in ([4], [-1]):
+        with pytest.raises(ValueError, match=r"expected 0\.\.3"):
+            entropy.encode_table(np.array(values), table)

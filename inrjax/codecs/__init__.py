@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, fmm, inr, modern, product, vvc
+from inrjax.base import Base, load_base
+from inrjax.codecs import classic, fmm, inr, modern, modulated, product, vvc
 from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
 from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
 from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.modulated import ModulatedSiren
 from inrjax.codecs.product import ProductSiren
 from inrjax.codecs.vvc import Vvc
-from inrjax.init import Init
+from inrjax.init import Init, load_init
 from inrjax.types import BitstreamError, Codec, Image
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "Jpeg2000",
     "JpegXl",
     "MetaSiren",
+    "ModulatedSiren",
     "MozJpeg",
     "Png",
     "ProductSiren",
@@ -40,12 +45,14 @@ __all__ = [
     "describe",
     "fmm",
     "inr",
+    "load_shared",
     "modern",
+    "modulated",
     "product",
     "vvc",
 ]
 
-BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren, ProductSiren)}
+BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren, ProductSiren, ModulatedSiren)}
 """The codec of each tag that an .inr file can name."""
 
 
@@ -53,6 +60,7 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
     "coin": Coin,
     "meta-siren": MetaSiren,
     "product-siren": ProductSiren,
+    "modulated-siren": ModulatedSiren,
     "jpeg": lambda: Jpeg(1, optimize=False),
     "jpeg-optimized": lambda: Jpeg(1, optimize=True),
     "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
@@ -74,7 +82,7 @@ not installed. Decoding needs no setting: any one reads the streams of all."""
 
 class Description(NamedTuple):
     """What an .inr file says of itself. ``sections``: bytes of each, ``container`` the rest;
-    ``init_digest``: first hex digits of the init it needs, None if it needs none."""
+    ``init_digest``: first hex digits of the init or base it needs, None if it needs none."""
 
     codec: str
     version: int
@@ -98,41 +106,57 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
 _WITH_INIT: tuple[type[Any], ...] = (MetaSiren, ProductSiren)
 
 
-def _codec_for(stream: bitstream.Stream, init: Init | None) -> Any:
-    codec = _codec_of(stream)
-    # Each finds the packaged init that a stream names, whatever its own width.
-    return codec(width=init.net.width, init=init) if init and codec in _WITH_INIT else codec()
+def _with_shared(codec: Callable[[], Codec], shared: Init | Base | None) -> Any:
+    """A codec with the init or the base that its kind takes; others leave it."""
+    if isinstance(shared, Base) and codec is ModulatedSiren:
+        return ModulatedSiren(shared)
+    if isinstance(shared, Init) and codec in _WITH_INIT:
+        return codec(width=shared.net.width, init=shared)  # pyright: ignore[reportCallIssue]
+    # Without one, each finds the packaged init that a stream names, whatever its own width.
+    return codec()
 
 
-def decoder(name: str, init: Init | None = None) -> Codec:
+def load_shared(path: str | PathLike[str]) -> Init | Base:
+    """Read what an encoder was given beside the picture: an init, or a base of modulated SIRENs.
+
+    Raises ValueError if the file is neither.
+    """
+    try:
+        return load_init(Path(path))
+    except ValueError as error:
+        try:
+            return load_base(Path(path))
+        except ValueError:
+            raise error from None
+
+
+def decoder(name: str, init: Init | Base | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
-    ``init``: what the encoder was given, if it was not a packaged one. Raises ValueError for a name
-    that is not in `BY_NAME`, or whose optional package is not installed.
+    ``init``: the init or base that the encoder was given, if it was not a packaged one. Raises
+    ValueError for a name that is not in `BY_NAME`, or whose optional package is not installed.
     """
     if name not in BY_NAME:
         raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
-    own = BY_NAME[name]
-    if own in _WITH_INIT and init is not None:
-        return own(width=init.net.width, init=init)  # pyright: ignore[reportCallIssue]
-    return own()
+    return _with_shared(BY_NAME[name], init)
 
 
-def decode_stream(data: bytes, init: Init | None = None) -> Image:
+def decode_stream(data: bytes, init: Init | Base | None = None) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
-    ``init``: what the encoder was given, if it was not a packaged one. Raises BitstreamError.
+    ``init``: the init or base that the encoder was given, if it was not a packaged one. Raises
+    BitstreamError.
     """
-    return _codec_for(bitstream.peek(data), init).decode([data])[0]
+    return _with_shared(_codec_of(bitstream.peek(data)), init).decode([data])[0]
 
 
-def describe(data: bytes, init: Init | None = None) -> Description:
+def describe(data: bytes, init: Init | Base | None = None) -> Description:
     """What a stream says of itself, its checksum verified where the init is at hand.
 
     Raises BitstreamError for a damaged stream, and for one whose init is not known here.
     """
     stream = bitstream.peek(data)
-    codec = _codec_for(stream, init)
+    codec = _with_shared(_codec_of(stream), init)
     context = codec.context(stream)
     bitstream.unpack(data, context)
     return Description(

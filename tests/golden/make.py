@@ -6,12 +6,16 @@ crop of scikit-image's astronaut.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from inrjax import bitstream, codecs, datasets
-from inrjax.images import write_image
-
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent))
+
+from bases import tiny_base  # noqa: E402
+
+from inrjax import bitstream, codecs, datasets  # noqa: E402
+from inrjax.images import write_image  # noqa: E402
 
 
 def main() -> None:
@@ -21,6 +25,7 @@ def main() -> None:
         codecs.Coin(8, 3, num_steps=300),
         codecs.MetaSiren(24, num_steps=300),
         codecs.ProductSiren(24, 32, num_steps=300, tune_steps=100),
+        codecs.ModulatedSiren(tiny_base()),
     ):
         name = f"v{bitstream.VERSION}_{codec.name}"
         if (FOLDER / f"{name}.inr").exists():
