@@ -34,6 +34,7 @@ include_patterns = [
     "docs/reference/generated/*.rst",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "results/README.md",
     "results/published/README.md",
     "results/*/*/table.md",
@@ -83,7 +84,9 @@ html_sidebars = {
     "docs/method": [],
     "docs/notebooks": [],
     "docs/bitstream": [],
+    "docs/reliability": [],
     "docs/scaling": [],
     "CHANGELOG": [],
     "CONTRIBUTING": [],
+    "SECURITY": [],
 }

@@ -18,7 +18,6 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from inrjax import entropy, results
 from inrjax.images import centres
 from inrjax.init import packaged_init, packaged_widths
-from inrjax.nets.siren import Encoding
 
 RESULTS = Path(__file__).parents[1] / "results"
 INIT_GAIN = RESULTS / "init_gain" / "2d77137ba30a"
@@ -80,14 +79,15 @@ def pipeline() -> Figure:
 
 def encoding() -> Figure:
     """What the first layer sees: a few of the sines of y and of x, over a picture."""
-    spec = Encoding()
-    frequencies = (0, 4, 8, 11)
+    spec = packaged_init(packaged_widths()[0]).net.encoding
+    assert spec is not None
+    frequencies = (0, 3, 6, 9)
     figure = _figure(9, 4.3)
     grid = figure.subplots(2, 1 + len(frequencies))
     y, x = np.meshgrid(centres(256), centres(256), indexing="ij")
     for row, (name, values) in zip(grid, (("y", y), ("x", x)), strict=True):
         shown = [values, *(np.sin(spec.angular()[i] * values) for i in frequencies)]
-        titles = [f"${name}$", *(rf"$\sin(1.4^{{{i}}}\pi {name})$" for i in frequencies)]
+        titles = [f"${name}$", *(rf"$\sin({spec.ratio:g}^{{{i}}}\pi {name})$" for i in frequencies)]
         for axes, picture, title in zip(row, shown, titles, strict=True):
             axes.imshow(picture, cmap="gray", vmin=-1, vmax=1)
             axes.set_title(title)
@@ -158,17 +158,18 @@ def prior() -> Figure:
     shades = np.linspace(0.15, 0.95, len(widths))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, part in zip(panels, ("sine", "cosine"), strict=True):
+        ratio = 0.0
         for width, shade in zip(widths, shades, strict=True):
             net = packaged_init(width).net
             assert net.encoding is not None
-            count = net.encoding.num_frequencies
+            count, ratio = net.encoding.num_frequencies, net.encoding.ratio
             levels = np.asarray(packaged_init(width).envelope["layer_00"]["weight"])[0]
             # Features: y, x, the sines (y and x alternate), the cosines.
             first = 2 + (2 * count if part == "cosine" else 0)
             scales = 2.0 ** (levels[first : first + 2 * count].reshape(count, 2).mean(1) / 4)
             colour = (0.0, 0.25 * shade, 0.2 + 0.65 * shade)
             axes.semilogy(np.arange(count), scales, ".-", color=colour, label=f"width {width}")
-        axes.set(title=f"columns of the {part}s", xlabel="frequency $i$ of $1.4^i \\pi$")
+        axes.set(title=f"columns of the {part}s", xlabel=f"frequency $i$ of ${ratio:g}^i \\pi$")
         _tidy(axes)
     panels[0].set_ylabel("Laplace scale of the weights")
     panels[1].legend(frameon=False, fontsize=8, ncols=2)

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from inrjax import datasets, fit, metatrain, trees
+from inrjax import datasets, fit, metatrain
 from inrjax.images import read_image
-from inrjax.init import Init, load_init, packaged_init, retired_name, save_init
+from inrjax.init import Init, load_init, retired_name, save_init
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -32,6 +30,8 @@ class Config:
     """Widths to learn, and how long; the rest is `metatrain.MetaTrainConfig`'s defaults."""
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
+    w0: float = metatrain.MetaTrainConfig.w0
+    """See `metatrain.MetaTrainConfig`. From width 80 on, 15 is at the edge: 12 is safe there."""
     num_steps: int = 2000
     """Outer steps of MAML at each width."""
     prior_images: int = 8
@@ -39,8 +39,6 @@ class Config:
     points: int = 4096
     max_images: int = 143
     seed: int = 0
-    prior_around_init: bool = False
-    """Learn only the prior anew, around the packaged init rather than around 0."""
 
 
 def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> list[Path]:
@@ -53,6 +51,7 @@ def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> l
 def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path) -> Path:
     training = metatrain.MetaTrainConfig(
         width=width,
+        w0=config.w0,
         num_steps=config.num_steps,
         prior_images=config.prior_images,
         prior_steps=config.prior_steps,
@@ -61,15 +60,12 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     )
     info = {
         "command": f"python -m experiments.train_inits --widths {width} "
-        f"--num-steps {config.num_steps} --seed {config.seed}",
+        f"--w0 {config.w0:g} --num-steps {config.num_steps} --seed {config.seed}",
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
     folder = checkpoints / f"w{width:03d}"
-    if config.prior_around_init:
-        init = _prior_around(training, packaged_init(width), pictures)
-    else:
-        init = metatrain.train_init(training, pictures, folder, _progress(width), info)
+    init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     path = output / f"siren_w{width:03d}.npz"
     _retire(path, init)
     save_init(path, init)
@@ -83,14 +79,6 @@ def _retire(path: Path, successor: Init) -> None:
     """Keep an init that files may name; what only an encoder needs of it, its rates, goes."""
     if path.exists() and (old := load_init(path)).digest != successor.digest:
         save_init(path.with_name(retired_name(old)), replace(old, rates=None))
-
-
-def _prior_around(training: metatrain.MetaTrainConfig, init: Init, pictures) -> Init:
-    keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
-    moved = replace(init, keep=trees.from_leaves(keep))
-    learned = metatrain.learn_prior(training, moved, pictures, _progress(training.width))
-    added = " and then --prior-around-init"
-    return replace(learned, info={**init.info, "command": f"{init.info['command']}{added}"})
 
 
 def _progress(width: int):
@@ -109,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     for name in ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed"):
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=getattr(default, name))
-    parser.add_argument("--prior-around-init", action="store_true")
+    parser.add_argument("--w0", type=float, default=default.w0)
     parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_inits"))
     options = vars(parser.parse_args(arguments))

@@ -17,6 +17,9 @@ VERSION = 1
 MAX_PIXELS = 1 << 26
 """Pixels of an image at most (8192 x 8192): what a damaged or hostile header can make us hold."""
 
+MAX_BYTES = 1 << 25
+"""Bytes of a file at most, 4 bits for each pixel of the largest image: longer ones are not read."""
+
 _CHECKSUM_BYTES = 4
 _FIXED_BYTES = len(MAGIC) + 2
 
@@ -42,7 +45,7 @@ def pack(
         shared init; the checksum covers them, so another context is detected.
 
     Raises:
-      ValueError: a field is out of range.
+      ValueError: a field is out of range, or the file would be longer than `MAX_BYTES`.
     """
     check_size(height, width)
     if not 0 <= tag <= 255 or not 1 <= len(sections) <= 255:
@@ -53,6 +56,11 @@ def pack(
         body += _varint(len(section))
     for section in sections:
         body += section
+    if len(body) + _CHECKSUM_BYTES > MAX_BYTES:
+        raise ValueError(
+            f"got sections that make {len(body) + _CHECKSUM_BYTES} bytes, expected {MAX_BYTES} at "
+            "most"
+        )
     return bytes(body) + _checksum(bytes(body), context)
 
 
@@ -76,6 +84,11 @@ def peek(data: bytes) -> Stream:
     """
     if data[: len(MAGIC)] != MAGIC:
         raise BitstreamError("not an .inr file: it does not begin with 'INR'")
+    if len(data) > MAX_BYTES:
+        raise BitstreamError(
+            f"the file has {len(data)} bytes, more than the {MAX_BYTES} that an .inr file has at "
+            "most"
+        )
     if len(data) < _FIXED_BYTES + 3 + _CHECKSUM_BYTES:
         raise BitstreamError("the file is truncated: its header is not complete")
     version, tag = data[len(MAGIC)], data[len(MAGIC) + 1]
@@ -99,6 +112,16 @@ def check_size(height: int, width: int) -> None:
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ValueError(
             f"got an image of {height} x {width} pixels, expected 1 to {MAX_PIXELS} pixels in all"
+        )
+
+
+def check_claim(stream: Stream, max_pixels: int) -> None:
+    """Raises BitstreamError if a header claims more pixels than the caller wants to hold."""
+    if stream.height * stream.width > max_pixels:
+        raise BitstreamError(
+            f"the header claims {stream.height} x {stream.width} pixels, more than the "
+            f"{max_pixels} that are allowed: if that is what you expect, allow more (max_pixels, "
+            "or --max-pixels)"
         )
 
 

@@ -24,6 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -32,7 +33,7 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import bitstream, codecs, images, trees
-from inrjax.init import load_init, packaged_init, save_init
+from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
 CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
     "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
+    "strumpler-basic": lambda fit: [
+        codecs.StrumplerBasic(width=w, **fit) for w in codecs.strumpler.WIDTHS
+    ],
+    "strumpler-meta": lambda fit: [
+        codecs.StrumplerMeta(width=w, **fit) for w in codecs.strumpler.WIDTHS
+    ],
     "product-siren": lambda fit: [codecs.ProductSiren(w, **fit) for w in codecs.inr.WIDTHS],
     "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
     "jpeg-optimized": lambda _: [
@@ -217,6 +224,8 @@ class Decode:
     """A name ending in .png for one file, else a folder (made if it is not there)."""
     init: Annotated[Path | None, _INIT] = None
     """The network that `inrjax encode` was given by --init."""
+    max_pixels: Annotated[int, _whole(1, bitstream.MAX_PIXELS)] = codecs.DEFAULT_MAX_PIXELS
+    """A file that claims more is refused. A pixel takes about 10 bytes of memory."""
     overwrite: bool = False
     """Replace files that are there already."""
 
@@ -260,8 +269,9 @@ class Evaluate:
     codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
-    """Any of meta-siren, coin, jpeg, jpeg-optimized, jpeg-progressive, jpeg-optimized-444,
-    jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
+    """Any of meta-siren, coin, strumpler-basic, strumpler-meta, jpeg, jpeg-optimized,
+    jpeg-progressive, jpeg-optimized-444, jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc, vvc,
+    png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
@@ -372,6 +382,69 @@ class Results:
 
 
 @dataclass(frozen=True)
+class ListInits:
+    """List the inits that files may name: packaged ones, and those that you added.
+
+    Width and digest, bytes that decoders share, and what each was learned by and from.
+
+    Examples:
+      inrjax inits list
+      inrjax inits list --json
+    """
+
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class VerifyInits:
+    """Compute the digests of inits anew, and say which files are damaged.
+
+    Examples:
+      inrjax inits verify                 all that are at hand
+      inrjax inits verify init.npz
+    """
+
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="[NPZ ...]", help_behavior_hint="(default: all at hand)"),
+    ] = ()
+    """Files that `inrjax meta-train` wrote."""
+
+
+@dataclass(frozen=True)
+class AddInit:
+    """Copy an init to where every command finds it, so that --init need not name it.
+
+    The folder is that of the environment variable INRJAX_INITS, or ~/.local/share/inrjax/inits.
+
+    Examples:
+      inrjax inits add init.npz
+    """
+
+    path: Annotated[Positional[Path], arg(metavar="NPZ")]
+    """A file that `inrjax meta-train` wrote."""
+
+
+@dataclass(frozen=True)
+class Inits:
+    """Look at the inits that decoders share, and add your own: list, verify, add.
+
+    Examples:
+      inrjax inits list
+      inrjax inits verify
+      inrjax inits add init.npz
+    """
+
+    action: Annotated[
+        Annotated[ListInits, subcommand("list", prefix_name=False)]
+        | Annotated[VerifyInits, subcommand("verify", prefix_name=False)]
+        | Annotated[AddInit, subcommand("add", prefix_name=False)],
+        arg(name=""),
+    ]
+
+
+@dataclass(frozen=True)
 class MetaTrain:
     """Learn the network that meta-siren starts from, on photographs of yours.
 
@@ -453,13 +526,26 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a sentence on what was kept."""
 
 
+def _say(text: str) -> None:
+    """Print a line that holds names of files."""
+    print(_printable(text), flush=True)
+
+
+def _printable(text: str) -> str:
+    """A text as one line that any terminal can show: a file may be named with a line feed, with
+    sequences that drive a terminal, or with bytes that are no text."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _note(text: str) -> None:
-    print(f"inrjax: {text}", file=sys.stderr)
+    print(f"inrjax: {_printable(text)}", file=sys.stderr)
 
 
 def _error(text: object) -> None:
     # One line, whatever a library put into its message.
-    print("inrjax: error:", " ".join(str(text).split()), file=sys.stderr)
+    print("inrjax: error:", _printable(" ".join(str(text).split())), file=sys.stderr)
 
 
 def _use_every_core() -> None:
@@ -644,7 +730,11 @@ def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name the .inr files in it")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(bitstream.MAX_BYTES + 1)  # a device may have no end
+        if len(data) > bitstream.MAX_BYTES:
+            raise ValueError(f"{path} is no .inr file: it has over {bitstream.MAX_BYTES} bytes")
+        return data
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: check the name") from None
     except OSError as error:
@@ -974,7 +1064,7 @@ def _keep(codec: Codec, image: Image, stream: bytes, path: Path, target: Path) -
     _write(target, stream)
     bpp = metrics.bpp(len(stream), *image.shape[:2])
     psnr = metrics.psnr(image, image_hat)
-    print(f"{path} -> {target}: {len(stream)} bytes, {bpp:.3f} bpp, {psnr:.2f} dB", flush=True)
+    _say(f"{path} -> {target}: {len(stream)} bytes, {bpp:.3f} bpp, {psnr:.2f} dB")
 
 
 def _decode(options: Decode) -> int:
@@ -986,11 +1076,11 @@ def _decode(options: Decode) -> int:
             with each.file():
                 stream = _read(path)
                 with _naming(path):
-                    image_hat = codecs.decode_stream(stream, init)
+                    image_hat = codecs.decode_stream(stream, init, options.max_pixels)
                 with _making(target):
                     images.write_image(target, image_hat)
                 each.num_done += 1
-                print(f"{path} -> {target}", flush=True)
+                _say(f"{path} -> {target}")
     return each.exit_code
 
 
@@ -1314,6 +1404,66 @@ def _originals(folder: Path | None, names: set[str]) -> dict[str, Image]:
     return {name: images.read_image(paths[name]).image for name in names if name in paths}
 
 
+# ---------------------------------------------------------------- inits
+
+
+def _inits(options: Inits) -> int:
+    action = options.action
+    if isinstance(action, ListInits):
+        return _list_inits(action)
+    if isinstance(action, VerifyInits):
+        return _verify_inits(action)
+    target = add_init(action.path)
+    _say(f"{action.path} -> {target}: files that need it are decoded without --init")
+    return 0
+
+
+def _list_inits(options: ListInits) -> int:
+    each, found = Each(), []
+    for file in init_files():
+        with each.file():
+            found.append(_about_init(file.name, file.origin, file.load()))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return each.exit_code
+    columns = ("init", "origin", "width", "digest", "shared bytes")
+    cells = [
+        (one["init"], one["origin"], f"{one['width']}", one["digest"][:8], f"{one['shared_bytes']}")
+        for one in found
+    ]
+    print(_table(columns, cells))
+    for words in ("command", "data", "licence"):
+        print(f"\n{words.capitalize()}:")
+        for text, same in itertools.groupby(found, key=lambda one: one[words]):
+            names = [one["init"] for one in same]
+            which = "all" if len(names) == len(found) else ", ".join(names)
+            print(f"  {which}: {text or 'not said'}")
+    return each.exit_code
+
+
+def _about_init(name: str, origin: str, init: Init) -> dict[str, Any]:
+    return {
+        "init": name,
+        "origin": origin,
+        "width": init.net.width,
+        "digest": init.digest.hex(),
+        "shared_bytes": init.shared_bytes,
+        **{word: init.info.get(word) for word in ("command", "data", "licence")},
+    }
+
+
+def _verify_inits(options: VerifyInits) -> int:
+    each = Each()
+    named = [(str(path), partial(load_init, path)) for path in options.paths]
+    for name, load in named or [(file.name, file.load) for file in init_files()]:
+        with each.file():
+            init = load()
+            _say(f"{name}: whole, width {init.net.width}, digest {init.digest.hex()}")
+            each.num_done += 1
+    print(f"{each.num_done} of {each.num_done + each.num_failed} are whole")
+    return each.exit_code
+
+
 # ---------------------------------------------------------------- evaluate, meta-train, quickstart
 
 
@@ -1425,7 +1575,8 @@ def _meta_train(options: MetaTrain) -> int:
     config = metatrain.MetaTrainConfig(options.width, num_steps=options.steps, seed=options.seed)
     info = {
         "command": f"inrjax meta-train --data {options.data.name} --width {options.width} "
-        f"--steps {options.steps} --seed {options.seed}"
+        f"--steps {options.steps} --seed {options.seed}",
+        "data": f"{len(pictures)} pictures of the folder {options.data.absolute().name}",
     }
     with _checkpointed(checkpoints), _progress("meta-training") as on_progress:
         init = metatrain.train_init(config, list(pictures.values()), checkpoints, on_progress, info)
@@ -1514,11 +1665,11 @@ def _summary_table(summaries: Sequence[Summary]) -> str:
 
 def _shared_bytes(measured: Sequence[Codec]) -> list[str]:
     """A line for the bytes that decoders need once, beside the files and not counted in bpp."""
-    sizes = [
-        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}"
+    sizes = {
+        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}": None
         for codec in measured
-        if isinstance(codec, codecs.MetaSiren)
-    ]
+        if isinstance(codec, codecs.MetaSiren | codecs.StrumplerMeta)
+    }
     return [f"Bytes of the init that decoders share, once: {', '.join(sizes)}"] if sizes else []
 
 
@@ -1550,6 +1701,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "evaluate": (Evaluate, _evaluate),
     "bdrate": (BdRate, _bdrate),
     "results": (Results, _results_command),
+    "inits": (Inits, _inits),
     "meta-train": (MetaTrain, _meta_train),
     "quickstart": (Quickstart, _quickstart),
     "report": (WriteReport, _write_report),
@@ -1614,7 +1766,7 @@ Try it:
   inrjax encode --help                           more on one command
 
 Compiled programs are kept in the user's cache folder, or in that of the environment variable
-INRJAX_CACHE; if it is empty, nowhere.
+INRJAX_CACHE; if it is empty, nowhere. INRJAX_INITS does the same for inits that you added.
 """
 
 

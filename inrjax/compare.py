@@ -164,6 +164,21 @@ def bd_rates_of_images(
     return {image: v for image, v in zip(images, values, strict=True) if np.isfinite(v)}
 
 
+def estimate(
+    statistic: Callable[[np.ndarray], float], num_images: int, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """Any statistic over images, with its bootstrap interval.
+
+    ``statistic`` takes how often each image is drawn, float64 (num_images,), ones for the value
+    itself, and returns a number; a resample for which it is NaN is left out. For example, ``lambda
+    counts: counts @ values / counts.sum()`` is the mean. Raises ValueError for no images.
+    """
+    if num_images < 1:
+        raise ValueError(f"got {num_images} images, expected at least 1")
+    resampled = np.array([statistic(drawn) for drawn in _resamples(num_images, bootstrap)])
+    return _estimate(float(statistic(np.ones(num_images))), resampled, bootstrap.level)
+
+
 # One statistic of two curves
 
 

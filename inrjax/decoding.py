@@ -6,8 +6,9 @@ Needs numpy alone.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ DIGEST_BYTES = 4
 """Bytes of an init's digest that name it in a file."""
 
 _BLOCK_PIXELS = 1 << 15
+_MAX_THREADS = 32  # each holds up to about 8 MB
 
 
 def check_images(batch: Sequence[Image]) -> None:
@@ -84,20 +86,37 @@ def require_symbols(symbols: np.ndarray, check: bytes) -> None:
 def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
     """The uint8 (height, width, 3) image that a net holds, by blocks on all cores.
 
-    Memory: the image, and a few MB for each core. The bytes depend on the blocks, which depend on
-    the image's size alone, so any number of cores gives the same.
+    Memory: the image, and a few MB for each core, 32 of them at most. The bytes depend on the
+    blocks, which depend on the image's size alone, so any number of cores gives the same. Raises
+    BitstreamError for a pixel that is NaN.
     """
     image = np.empty((height, width, 3), np.uint8)
 
     def fill(block: tuple[slice, slice]) -> None:
         y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
-        image[block] = images.to_uint8((net.apply_grid_host(params, y, x) + 1) / 2)
+        image[block] = pixels(net, params, y, x)
 
-    blocks = _blocks(height, width)
-    with ThreadPoolExecutor(min(cpu_count(), len(blocks))) as pool:
-        for _ in pool.map(fill, blocks):  # raises what a thread raised
-            pass
+    on_all_cores(fill, _blocks(height, width))
     return image
+
+
+def pixels(net: Siren, params: Params, y: np.ndarray, x: np.ndarray) -> Image:
+    """The uint8 (len(y), len(x), 3) pixels of a net on a grid; BitstreamError for a NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
+        values = (net.apply_grid_host(params, y, x) + 1) / 2
+    if np.isnan(values).any():
+        raise BitstreamError("a pixel is NaN: the file is damaged")
+    return images.to_uint8(values)
+
+
+def on_all_cores(function: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Calls the function for each item, in threads, 32 at most; raises what a call raised."""
+    if len(items) == 1:  # a thread costs more than a small picture
+        function(items[0])
+        return
+    with ThreadPoolExecutor(min(cpu_count(), _MAX_THREADS, len(items))) as pool:
+        for _ in pool.map(function, items):
+            pass
 
 
 def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:

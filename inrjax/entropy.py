@@ -42,6 +42,17 @@ class Laplace(NamedTuple):
     levels: np.ndarray
 
 
+class Table(NamedTuple):
+    """A model of a list of symbols that are all alike: how often each value occurs, roughly.
+
+    ``lowest``: the first value. ``levels``: int (entries,), for it and the values after it: level
+    l >= 1 stands for a count of 2^((l - 1) / 2), 0 for a value that does not occur.
+    """
+
+    lowest: int
+    levels: np.ndarray
+
+
 def scale(level: Any) -> Any:
     """The scale b of a level, in symbols, as a float: for losses and reports, never for coding."""
     return 2.0 ** ((np.asarray(level) - 16) / 4)
@@ -137,9 +148,8 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
             escapes += _escape_bits(int(k), len(table) // 2 - 1)
     if escapes:
         encoder.encode(np.array(escapes, np.int32), _coin())
-    return _shorten(
-        _bytes_of(encoder), lambda data: np.array_equal(decode(data, model, symbols.size), symbols)
-    )
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode(cut, model, symbols.size), symbols)
 
 
 def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
@@ -151,16 +161,16 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     """
     if (num_symbols,) != model.levels.shape:
         raise ValueError(f"got {num_symbols} symbols, expected {model.levels.shape}")
-    decoder = _decoder_of(data)
+    decoder = _decoder(data)
     symbols = np.zeros(num_symbols, np.int64)
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
         m = len(table) // 2 - 1
-        index = _decode_indices(decoder, table, len(where))
+        index = _decode_places(decoder, table, len(where))
         symbols[where] = index - m
         escapes += [(int(i), m) for i in where[index == len(table) - 1]]
-    for i, m in escapes:
-        symbols[i] = _decode_escape(decoder, m)
+    limits = [m for _, m in escapes]
+    symbols[[i for i, _ in escapes]] = _decode_escapes(decoder, limits)
     return symbols
 
 
@@ -169,6 +179,11 @@ def _coder() -> Any:
     from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
 
     return stream
+
+
+def _decoder(data: bytes) -> Any:
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+    return _coder().queue.RangeDecoder(words)
 
 
 def _groups(model: Laplace):
@@ -216,23 +231,62 @@ def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
     return 2 * num_bits
 
 
-def _decode_escape(decoder, m: int) -> int:
-    negative, length = _decode_bit(decoder), 1
-    while not _decode_bit(decoder):
-        length += 1
-        if length > 31:
-            raise BitstreamError("the payload is damaged: an escape code is too long")
-    excess = 1
-    for _ in range(length - 1):
-        excess = 2 * excess + _decode_bit(decoder)
-    return -(m + excess) if negative else m + excess
+def _decode_escapes(decoder, limits: Sequence[int]) -> list[int]:
+    """The escaped symbols in the order in which they were coded; ``limits``: m of each."""
+    bits = _Bits(decoder)
+    symbols = []
+    for left, m in zip(range(len(limits) - 1, -1, -1), limits, strict=True):
+        bits.least_later = _SHORTEST_ESCAPE * left
+        negative = bits.take(1) == b"1"
+        excess = bits.take_gamma()
+        symbols.append(-(m + excess) if negative else m + excess)
+    return symbols
 
 
-def _decode_bit(decoder) -> int:
-    return int(_guard(decoder.decode, _coin()))
+_SHORTEST_ESCAPE = 2  # bits: a sign, and the gamma code of 1
+_LONGEST_GAMMA = 31  # binary digits
 
 
-def _decode_indices(decoder, table: np.ndarray, size: int) -> np.ndarray:
+class _Bits:
+    """Bits of probability 1/2, as ASCII digits.
+
+    They are read many at a time, since one at a time takes seconds where a hostile file has only
+    escapes; but no bit is read that is not needed in any case, since a range decoder may find the
+    one after the last impossible. ``least_later``: how many are, after those asked for.
+    """
+
+    def __init__(self, decoder):
+        self.least_later = 0
+        self._decoder = decoder
+        self._bits = b""
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next digits."""
+        self._need(count)
+        self._at += count
+        return self._bits[self._at - count : self._at]
+
+    def take_gamma(self) -> int:
+        """The next number of Elias' gamma code; BitstreamError if it has over 31 digits."""
+        self._need(1)
+        while (first := self._bits.find(b"1", self._at, self._at + _LONGEST_GAMMA)) < 0:
+            zeros = len(self._bits) - self._at
+            if zeros >= _LONGEST_GAMMA:
+                raise BitstreamError("the payload is damaged: an escape code is too long")
+            self._need(2 * zeros + 1)
+        zeros = first - self._at
+        return int(self.take(2 * zeros + 1), 2)
+
+    def _need(self, count: int) -> None:
+        missing = self._at + count - len(self._bits)
+        if missing > 0:
+            read = _guard(self._decoder.decode, _coin(), missing + self.least_later)
+            self._bits = self._bits[self._at :] + (read + ord("0")).astype(np.uint8).tobytes()
+            self._at = 0
+
+
+def _decode_places(decoder, table: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(_guard(decoder.decode, _categorical(table), size), np.int64)
 
 
@@ -244,27 +298,136 @@ def _guard(function, *args):
         raise BitstreamError("the payload is damaged: no symbol fits its bits") from error
 
 
-def _bytes_of(encoder) -> bytes:
-    return encoder.get_compressed().astype(">u4").tobytes()
-
-
-def _decoder_of(data: bytes):
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    return _coder().queue.RangeDecoder(words)
-
-
-def _shorten(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
+def _shorten(data: bytes, decoded: Callable[[bytes], np.ndarray], symbols: np.ndarray) -> bytes:
     """Drop final bytes that decode the same as zeros: the coder flushes whole 32-bit words."""
-
-    def decodes(part: bytes) -> bool:
-        try:
-            return is_enough(part)
-        except BitstreamError:  # not every cut is a code of something
-            return False
-
-    while data and decodes(data[:-1]):
+    while data and _decodes_to(data[:-1], decoded, symbols):
         data = data[:-1]
     return data
+
+
+def _decodes_to(data: bytes, decoded: Callable[[bytes], np.ndarray], symbols: np.ndarray) -> bool:
+    try:
+        return np.array_equal(decoded(data), symbols)
+    except BitstreamError:  # not every cut is a code of something
+        return False
+
+
+# ---------------------------------------------------------------------------- a table that is sent
+
+MAX_TABLE_LEVEL = 48
+"""Of a `Table`: a count of 2^23.5, more than a net has params."""
+
+MAX_TABLE_ENTRIES = 256
+"""Of a `Table`, whose values are -128..127."""
+
+_MAX_TABLE_BYTES = 2 + MAX_TABLE_ENTRIES * 13 // 8  # 13 bits: a difference of MAX_TABLE_LEVEL
+_HALF_OCTAVES = (1024, 1448)  # round(2^10), round(2^10.5)
+
+
+def table_of(symbols: np.ndarray) -> Table:
+    """The table of int symbols (n,), n >= 1: the level next to each count; two values at least.
+
+    Raises ValueError for a symbol beyond -128..127, or for none.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    if not symbols.size or symbols.min() < -128 or symbols.max() > 127:
+        raise ValueError(f"got {symbols.size} symbols, expected some in -128..127")
+    lowest, highest = int(symbols.min()), int(symbols.max())
+    if lowest == highest:  # a coder needs two: give the other one the least there is
+        lowest = lowest - 1 if lowest > -128 else lowest
+        highest = lowest + 1
+    often = np.bincount(symbols - lowest, minlength=highest - lowest + 1)
+    levels = np.where(often > 0, np.rint(2 * np.log2(np.maximum(often, 1))) + 1, 0)
+    if np.count_nonzero(levels) < 2:
+        levels = np.maximum(levels, 1)
+    return Table(lowest, levels.astype(np.int64))
+
+
+def table_counts(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, rising, and their integer counts, both int64 (m,); sum 2^24.
+
+    Each has one count, and a share of the rest in proportion to its level's, rounded down; the
+    first of the highest level has what is left over.
+    """
+    places = np.flatnonzero(table.levels)
+    levels = [int(level) for level in table.levels[places]]
+    weights = [_HALF_OCTAVES[(level - 1) % 2] << (level - 1) // 2 for level in levels]
+    spare, total = (1 << PRECISION) - len(levels), sum(weights)
+    shares = [1 + weight * spare // total for weight in weights]
+    shares[levels.index(max(levels))] += (1 << PRECISION) - sum(shares)
+    return places + table.lowest, np.array(shares, np.int64)
+
+
+def pack_table(table: Table) -> bytes:
+    """The bytes of a table: lowest value (signed), entries - 1, then the differences of the levels
+    (the first from 0), as 0, -1, 1, -2, 2, ... in Elias' gamma code of 1, 2, 3, ..."""
+    steps = np.diff(table.levels, prepend=0)
+    ranks = np.where(steps < 0, -2 * steps - 1, 2 * steps)
+    text = "".join(_gamma(int(rank) + 1) for rank in ranks)
+    packed = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+    return bytes([table.lowest & 255, len(table.levels) - 1]) + packed
+
+
+def unpack_table(data: bytes) -> Table:
+    """The inverse of `pack_table`; BitstreamError for bytes that it does not give."""
+    if not 3 <= len(data) <= _MAX_TABLE_BYTES:
+        raise BitstreamError(f"the table of counts has {len(data)} bytes")
+    lowest, size = int.from_bytes(data[:1], "big", signed=True), data[1] + 1
+    text = "".join(f"{byte:08b}" for byte in data[2:])
+    levels, at, level = [], 0, 0
+    for _ in range(size):
+        value, at = _read_gamma(text, at)
+        level += value // 2 if value % 2 else -(value // 2)
+        levels.append(level)
+    too_long = len(text) - at >= 8 or "1" in text[at:]
+    if too_long or min(levels) < 0 or max(levels) > MAX_TABLE_LEVEL or lowest + size > 128:
+        raise BitstreamError("the table of counts is damaged")
+    if np.count_nonzero(levels) < 2:
+        raise BitstreamError("the table of counts has fewer than two values")
+    return Table(lowest, np.array(levels, np.int64))
+
+
+def encode_pooled(symbols: np.ndarray, table: Table) -> bytes:
+    """The range-coded bytes of int symbols (n,), all under one table.
+
+    Raises ValueError for a symbol that the table does not have.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    values, shares = table_counts(table)
+    places = np.minimum(np.searchsorted(values, symbols), len(values) - 1)
+    if not np.array_equal(values[places], symbols):
+        raise ValueError("got a symbol that the table of counts does not have")
+    encoder = _coder().queue.RangeEncoder()
+    encoder.encode(places.astype(np.int32), _categorical(shares))
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode_pooled(cut, table, symbols.size), symbols)
+
+
+def decode_pooled(data: bytes, table: Table, num_symbols: int) -> np.ndarray:
+    """The int64 symbols (num_symbols,) that `encode_pooled` was given; BitstreamError if the data
+    cannot be of this table."""
+    values, shares = table_counts(table)
+    return values[_decode_places(_decoder(data), shares, num_symbols)]
+
+
+def pooled_cost(symbols: np.ndarray, table: Table) -> float:
+    """The ideal code length of int symbols (n,) of the table, in bits."""
+    values, shares = table_counts(table)
+    return float((PRECISION - np.log2(shares[np.searchsorted(values, symbols)])).sum())
+
+
+def _gamma(value: int) -> str:
+    """A number >= 1 in Elias' gamma code (Elias 1975), as text of 0 and 1."""
+    return "0" * (value.bit_length() - 1) + f"{value:b}"
+
+
+def _read_gamma(text: str, at: int) -> tuple[int, int]:
+    """A number from its gamma code at a place, and the place after it."""
+    one = text.find("1", at)
+    end = 2 * one - at + 1
+    if one < 0 or end > len(text):
+        raise BitstreamError("the table of counts is not complete")
+    return int(text[one:end], 2), end
 
 
 # ---------------------------------------------------------------------------- indices
@@ -315,15 +478,13 @@ def encode_indices(arrays: Sequence[np.ndarray], model: Adaptive) -> bytes:
         for row in array if size > 1 else ():
             encoder.encode(row.astype(np.int32), _fresh_categorical(adaptive_counts(seen)))
             seen += np.bincount(row, minlength=size)
-    return _shorten(
-        _bytes_of(encoder),
-        lambda data: all(map(np.array_equal, decode_indices(data, model), arrays)),
-    )
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: _raveled(decode_indices(cut, model)), _raveled(arrays))
 
 
 def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
     """The int64 arrays that `encode_indices` was given; BitstreamError if they cannot be."""
-    decoder, arrays = _decoder_of(data), []
+    decoder, arrays = _decoder(data), []
     for shape, size in zip(model.shapes, model.sizes, strict=True):
         array, seen = np.zeros(shape, np.int64), np.zeros(size, np.int64)
         for row in array if size > 1 else ():
@@ -332,6 +493,10 @@ def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
             seen += np.bincount(row, minlength=size)
         arrays.append(array)
     return arrays
+
+
+def _raveled(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *map(np.ravel, arrays)])
 
 
 # ---------------------------------------------------------------------------- one static table
@@ -353,14 +518,12 @@ def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
         )
     encoder = _coder().queue.RangeEncoder()
     encoder.encode(symbols.astype(np.int32), _fresh_categorical(np.asarray(table, np.int64)))
-    return _shorten(
-        _bytes_of(encoder),
-        lambda data: np.array_equal(decode_table(data, table, symbols.size), symbols),
-    )
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode_table(cut, table, symbols.size), symbols)
 
 
 def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray:
     """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
     be."""
     categorical = _fresh_categorical(np.asarray(table, np.int64))
-    return np.asarray(_guard(_decoder_of(data).decode, categorical, num_symbols), np.int64)
+    return np.asarray(_guard(_decoder(data).decode, categorical, num_symbols), np.int64)

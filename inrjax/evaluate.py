@@ -233,7 +233,7 @@ def _reply(
 
 
 def _load_decoded(saved: str | None, seconds: float, error: str | None) -> Decoded:
-    return Decoded(np.load(saved) if saved else None, seconds, error)
+    return Decoded(np.load(saved, allow_pickle=False) if saved else None, seconds, error)
 
 
 def _pickled(codec: Codec) -> bytes:

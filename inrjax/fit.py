@@ -79,10 +79,13 @@ def advance(
     sizes give the same result as one: the key of a step depends on ``key`` and its number only.
     """
 
+    # Some optimisers look at the loss itself.
+    update = optax.with_extra_args_support(optimizer).update
+
     def step(state: FitState, _) -> tuple[FitState, jax.Array]:
         key_step = jax.random.fold_in(key, state.step)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, state.step, key_step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         finite = state.finite & jnp.isfinite(loss)
         params = _where(finite, optax.apply_updates(state.params, updates), state.params)
         counts = state.step >= snapshots_from

@@ -44,6 +44,7 @@ _CONVERSIONS = {
     "P": "palette, converted to RGB",
     "PA": "palette, converted to RGB",
 }
+_BAND_PIXELS = 1 << 18
 _PNG_BIT_DEPTH = 24  # its place in a file: signature 8, then IHDR: length 4, name 4, two sizes 8
 _TIFF_BITS, _TIFF_EXTRA, _TIFF_SAMPLE_FORMAT, _EXIF_ORIENTATION = 258, 338, 339, 274
 
@@ -73,6 +74,8 @@ def read_image(path: str | PathLike[str]) -> Loaded:
     bits a channel, signed or float values (how to map them is the user's choice); CMYK and other
     colour spaces (they mean nothing without their profile); animations and several pages.
 
+    Memory: about 7 bytes a pixel, 11 where colours are converted or the picture is turned.
+
     Damage inside a file that is still whole is found in a PNG (checksums), but a JPEG, WebP, BMP,
     TIFF or PPM has none: flipped bytes there may read as another picture.
     """
@@ -84,6 +87,10 @@ def read_image(path: str | PathLike[str]) -> Loaded:
             return _decode(data)
     except _Refusal as refusal:
         raise ValueError(f"{path} {refusal}") from None
+    except MemoryError:
+        raise ValueError(
+            f"{path} needs more memory than this process may use: crop or resize it"
+        ) from None
     except Exception as error:  # whatever Pillow's parsers raise on bad bytes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
@@ -197,11 +204,11 @@ def _decode(data: bytes) -> Loaded:
     orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
     picture.load()
     profile_note = _profile_note(picture.info.get("icc_profile"))
-    picture = ImageOps.exif_transpose(picture)
     if orientation in range(2, 9):
+        picture = ImageOps.exif_transpose(picture)
         notes.append(f"EXIF orientation {orientation}, applied")
     rgb, colour_notes = _to_rgb(picture)
-    image = np.array(rgb)
+    image = _to_array(rgb)
     check_image(image)
     return Loaded(image, (*colour_notes, *notes, *profile_note))
 
@@ -314,7 +321,17 @@ def _to_rgb(picture: PilImage) -> tuple[PilImage, list[str]]:
         if picture.getchannel("A").getextrema() != (255, 255):
             raise _Refusal("has transparent pixels: flatten it onto a background colour")
         notes.append("alpha 100 % opaque, dropped")
-    return picture.convert("RGB"), notes
+    return picture if picture.mode == "RGB" else picture.convert("RGB"), notes
+
+
+def _to_array(picture: PilImage) -> Image:
+    """The pixels of an RGB picture, copied by bands of rows: in one piece, it is copied twice."""
+    image = np.empty((picture.height, picture.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        image[top : top + rows] = np.asarray(picture.crop(box))
+    return image
 
 
 def _check_palette(picture: PilImage) -> None:

@@ -2,29 +2,38 @@
 
 It holds the net's spec, the params that fits start from, and the prior of the fitted params: a
 Laplace distribution around ``keep * params`` whose scales are ``2^(envelope / 4)``.
+
+Inits come with the package, or are the user's own: `add_init` puts one into a folder where
+`find_init` finds it. Whatever their file, they are used only if their content has its digest.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from inrjax import trees
 from inrjax.nets.siren import Siren, siren_from_dict, siren_to_dict
-from inrjax.types import Params
+from inrjax.types import BitstreamError, Params
 
 FORMAT = "inrjax-init-1"
 _FOLDER = "inits"
 _FILE_BYTES = 1 << 26
+_CONTENT_BYTES = 1 << 28  # what such a file may unpack to: a small one can claim terabytes
+_NAME = re.compile(r"siren_w\d{3,}(_[0-9a-f]{8})?\.npz")
+_NAME_BYTES = 4  # first bytes of the digest that a name has, and an .inr file too
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +145,26 @@ def load_init(path: Path) -> Init:
     Raises:
       ValueError: the file is missing, damaged, not an init, or of another format; it says which.
     """
-    path = Path(path)
+    return _parse(_read(Path(path)), str(path))
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of an init file, which may be damaged; ValueError if it cannot be one."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file: name an init that `inrjax meta-train` wrote")
     if path.stat().st_size > _FILE_BYTES:
         raise ValueError(f"{path} is no init: it is larger than {_FILE_BYTES} bytes")
-    return _parse(path.read_bytes(), str(path))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from error
 
 
 def _parse(data: bytes, name: str) -> Init:
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _CONTENT_BYTES:
+                raise ValueError(f"it unpacks to more than {_CONTENT_BYTES} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
             leaves = {name: arrays[name] for name in arrays.files if name != "header"}
@@ -161,12 +180,20 @@ def _parse(data: bytes, name: str) -> Init:
         raise ValueError(f"{name} is damaged or no init of inrjax: {error}") from None
     if stated != (init.digest.hex(), trees.digest(leaves).hex()):
         raise ValueError(f"{name} is damaged: its content does not match its digest")
+    if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
+        raise ValueError(f"{name} is no init: it holds numbers that are not finite")
     return init
 
 
 def packaged_widths() -> tuple[int, ...]:
     """The widths that have a packaged init, rising."""
-    names = (entry.name for entry in resources.files("inrjax").joinpath(_FOLDER).iterdir())
+    return _widths_in(resources.files("inrjax").joinpath(_FOLDER))
+
+
+@lru_cache(maxsize=4)
+def _widths_in(folder: Traversable) -> tuple[int, ...]:
+    """Read once: every file that is decoded asks."""
+    names = (entry.name for entry in folder.iterdir())
     matches = (re.fullmatch(r"siren_w(\d+)\.npz", name) for name in names)
     return tuple(sorted(int(match[1]) for match in matches if match))
 
@@ -184,12 +211,15 @@ def packaged_init(width: int) -> Init:
 
 
 def find_init(digest_start: bytes) -> Init | None:
-    """The packaged init whose digest begins so, or None: one in use, or one that an earlier
-    version used, whose files stay readable."""
+    """The init whose digest begins so, or None: a packaged one in use, one that an earlier
+    version used, whose files stay readable, or one in the user's folder (`add_init`).
+
+    Raises BitstreamError for the user's if its file is damaged, or not what its name says.
+    """
     for width in packaged_widths():
         if packaged_init(width).digest.startswith(digest_start):
             return packaged_init(width)
-    return _retired_init(digest_start.hex())
+    return _retired_init(digest_start.hex()) or _user_init(digest_start)
 
 
 def retired_name(init: Init) -> str:
@@ -206,3 +236,133 @@ def _retired_init(digest_start: str) -> Init | None:
             init = _parse(entry.read_bytes(), entry.name)
             return init if init.digest.hex().startswith(digest_start) else None
     return None
+
+
+# ---------------------------------------------------------------------------- all that are at hand
+
+
+class InitFile(NamedTuple):
+    """A file that `find_init` looks at. ``origin``: ``packaged``, ``packaged, earlier`` (read, not
+    used for new files any more), or ``user``."""
+
+    entry: Traversable
+    origin: str
+
+    @property
+    def name(self) -> str:
+        """The file's name, with its folder if it is the user's."""
+        return self.entry.name if self.origin != "user" else str(self.entry)
+
+    def load(self) -> Init:
+        """The init, its digests computed anew.
+
+        Raises ValueError, naming the file, if it is damaged, of another net than for pictures, or
+        not what its name says.
+        """
+        path = self.entry if isinstance(self.entry, Path) else None
+        init = _parse(_read(path) if path else self.entry.read_bytes(), self.name)
+        _check_for_pictures(init, self.name)
+        # Only packaged ones that are in use have a name without a digest.
+        expected = {retired_name(init)}
+        if self.origin == "packaged":
+            expected = {f"siren_w{init.net.width:03d}.npz"}
+        if self.entry.name not in expected:
+            raise ValueError(
+                f"{self.name} is not the init that its name says: its content is that of "
+                f"{retired_name(init)}"
+            )
+        return init
+
+
+def init_files() -> list[InitFile]:
+    """Every init file at hand: packaged ones in use, earlier ones, the user's; damaged or not."""
+    entries = sorted(
+        resources.files("inrjax").joinpath(_FOLDER).iterdir(), key=lambda entry: entry.name
+    )
+    matches = [(entry, match) for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    current = [InitFile(entry, "packaged") for entry, match in matches if not match[1]]
+    earlier = [InitFile(entry, "packaged, earlier") for entry, match in matches if match[1]]
+    folder = user_folder()
+    own = sorted(folder.glob("*.npz")) if folder is not None else []
+    return [*current, *earlier, *(InitFile(path, "user") for path in own)]
+
+
+def user_folder() -> Path | None:
+    """Where inits of the user's own are: the environment variable INRJAX_INITS, nowhere if it is
+    empty; without it ``inrjax/inits`` in XDG_DATA_HOME, whose default is ``~/.local/share``."""
+    given = os.environ.get("INRJAX_INITS")
+    if given is not None:
+        return Path(given).absolute() if given else None
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    try:
+        base = base if base.is_absolute() else Path.home() / ".local" / "share"
+    except RuntimeError:  # the user has no home
+        return None
+    return base / "inrjax" / "inits"
+
+
+def add_init(path: Path) -> Path:
+    """Copy an init file into `user_folder`, so that `find_init` finds it; returns the copy.
+
+    Raises:
+      ValueError: it is damaged, not an init for pictures, packaged already, or its digest begins
+        as that of another one at hand; or the folder cannot be written.
+    """
+    data = _read(Path(path))
+    init = _parse(data, str(path))
+    _check_for_pictures(init, str(path))
+    folder = user_folder()
+    if folder is None:
+        raise ValueError(
+            "there is no folder for inits: set INRJAX_INITS to one, or unset it for the default"
+        )
+    target = folder / retired_name(init)
+    _check_new(init, str(path), target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trees.write_atomic(target, data)
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror}): set INRJAX_INITS to a folder that can"
+        ) from error
+    return target
+
+
+def _check_new(init: Init, name: str, target: Path) -> None:
+    for file in init_files():
+        try:
+            other = file.load()
+        except ValueError:
+            continue  # a damaged one is replaced, or in nobody's way
+        if other.digest == init.digest and file.entry != target:
+            raise ValueError(f"{name} is {file.name}, which is at hand: it need not be added")
+        if other.digest[:_NAME_BYTES] == init.digest[:_NAME_BYTES] and other.digest != init.digest:
+            raise ValueError(
+                f"{name} begins with the digits of {file.name}, and is another init: train it "
+                "with another seed"
+            )
+
+
+def _check_for_pictures(init: Init, name: str) -> None:
+    if (init.net.in_dim, init.net.out_dim) != (2, 3):
+        raise ValueError(f"{name} is of {init.net}, expected in_dim 2 and out_dim 3, for pictures")
+
+
+def _user_init(digest_start: bytes) -> Init | None:
+    folder = user_folder()
+    if folder is None or len(digest_start) < _NAME_BYTES:
+        return None
+    try:
+        for path in sorted(folder.glob(f"siren_w*_{digest_start[:_NAME_BYTES].hex()}.npz")):
+            status = path.stat()
+            init = _load_user(path, (status.st_mtime_ns, status.st_size, status.st_ino))
+            return init if init.digest.startswith(digest_start) else None
+    except (OSError, ValueError) as error:
+        raise BitstreamError(f"the init that it needs is of no use: {error}") from error
+    return None
+
+
+@lru_cache(maxsize=32)
+def _load_user(path: Path, status: tuple[int, ...]) -> Init:
+    """``status`` tells apart what was at this path at different times."""
+    return InitFile(path, "user").load()

@@ -1,4 +1,5 @@
-"""Learning an init for MetaSiren: MAML over photographs, then the prior of fitted params."""
+"""Learning an init for MetaSiren: MAML, or another method of meta-learning, over photographs, then
+the prior of fitted params."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from inrjax import checkpoint, fit, meta, optimizers, overfit, trees
 from inrjax.images import coordinates
 from inrjax.init import Init, flat_init
 from inrjax.nets.siren import Encoding, Siren
-from inrjax.types import Image, OnProgress
+from inrjax.optimizers import Optimizer
+from inrjax.types import Image, OnProgress, Params
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class MetaTrainConfig:
     """What `train_init` computes.
 
     Attributes:
-      width: neurons of a layer.
+      width: neurons of a layer. depth: sine layers. w0: their frequency factor: how far a step
+        of Muon moves a layer's product; at 30 a fit of some images does not settle.
+      num_frequencies, ratio: of the positional encoding, see `inrjax.nets.siren.Encoding`.
       num_steps: outer steps of MAML. inner_steps: inner SGD steps. first_order: drop the Hessian
         terms. tasks_per_step: images of an outer step. points: pixels an inner step sees.
       learning_rate: outer Adam's, decaying to 0 by cosine; that of the inner rates is
@@ -38,6 +42,10 @@ class MetaTrainConfig:
     """
 
     width: int
+    depth: int = 4
+    w0: float = 15.0
+    num_frequencies: int = 12
+    ratio: float = 1.5
     num_steps: int = 3000
     inner_steps: int = 3
     first_order: bool = False
@@ -56,10 +64,140 @@ class MetaTrainConfig:
         counts = (self.width, self.num_steps, self.inner_steps, self.tasks_per_step, self.points)
         if min(*counts, self.prior_images, self.prior_steps) < 1:
             raise ValueError(f"got {self}, expected counts of at least 1")
+        self.net()  # refuses what is out of range
+
+    def net(self) -> Siren:
+        """The network whose init is learned."""
+        encoding = Encoding(self.num_frequencies, self.ratio)
+        return Siren(self.width, self.depth, self.w0, encoding=encoding)
+
+
+# ---------------------------------------------------------------------------- methods
+
+
+class Method(Protocol):
+    """A method of meta-learning, as a hashable value."""
+
+    def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
+        """The meta params before the first outer step."""
+        ...
+
+    def task_gradient(self, loss_fn: meta.TaskLoss, inner_steps: int) -> meta.TaskGradient:
+        """What one task says of the meta params."""
+        ...
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """The outer optimiser for so many outer steps."""
+        ...
+
+
+def _outer_adam(
+    num_steps: int, learning_rate: float, rate_learning_rate: float
+) -> optax.GradientTransformation:
+    def adam(rate):
+        return optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+
+    # A rare image has gradients far beyond the others'; one such step undoes many.
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition(
+            {"params": adam(learning_rate), "rates": adam(rate_learning_rate)},
+            meta.MetaParams("params", "rates"),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Maml:
+    """MAML (Finn et al. 2017) with a learned rate for each parameter and inner step (Strümpler et
+    al. 2022); the fields are as in `MetaTrainConfig`, whose defaults these are."""
+
+    inner_rate: float = 0.03
+    learning_rate: float = 1e-3
+    rate_learning_rate: float = 1.5e-3
+    first_order: bool = False
+
+    def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
+        """All rates at ``inner_rate``."""
+        return meta.init_meta(params, inner_steps, self.inner_rate)
+
+    def task_gradient(self, loss_fn: meta.TaskLoss, inner_steps: int) -> meta.TaskGradient:
+        """For params and rates."""
+        return meta.maml(loss_fn, self.first_order)
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """Adam on a cosine decay, gradients clipped at a norm of 1."""
+        return _outer_adam(num_steps, self.learning_rate, self.rate_learning_rate)
+
+
+@dataclass(frozen=True)
+class MetaSgd:
+    """Meta-SGD (Li et al. 2017), second order, with several inner steps: a learned rate for each
+    parameter, the same at all of them."""
+
+    inner_rate: float = 0.03
+    learning_rate: float = 1e-3
+    rate_learning_rate: float = 1.5e-3
+
+    def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
+        """All rates at ``inner_rate``."""
+        return meta.init_meta_sgd(params, self.inner_rate)
+
+    def task_gradient(self, loss_fn: meta.TaskLoss, inner_steps: int) -> meta.TaskGradient:
+        """For params and rates."""
+        return meta.maml(loss_fn, first_order=False)
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """As `Maml`'s."""
+        return _outer_adam(num_steps, self.learning_rate, self.rate_learning_rate)
+
+
+@dataclass(frozen=True)
+class FixedRateMaml:
+    """MAML as published (Finn et al. 2017): one inner rate, which is not learned."""
+
+    inner_rate: float = 0.03
+    learning_rate: float = 1e-3
+
+    def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
+        """The rate at ``inner_rate``."""
+        return meta.init_meta_scalar(params, self.inner_rate)
+
+    def task_gradient(self, loss_fn: meta.TaskLoss, inner_steps: int) -> meta.TaskGradient:
+        """For params alone."""
+        return meta.fixed_rates(meta.maml(loss_fn, first_order=False))
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """As `Maml`'s."""
+        return _outer_adam(num_steps, self.learning_rate, 0.0)
+
+
+@dataclass(frozen=True)
+class Reptile:
+    """Reptile (Nichol et al. 2018): towards the params after the steps of ``inner``, a fresh
+    optimiser for each task; the outer rate falls from ``epsilon`` to 0, linearly as published."""
+
+    inner: Optimizer
+    epsilon: float = 1.0
+
+    def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
+        """No rates."""
+        return meta.MetaParams(params, {})
+
+    def task_gradient(self, loss_fn: meta.TaskLoss, inner_steps: int) -> meta.TaskGradient:
+        """For params alone."""
+        # Built for one step more: the last of a schedule that decays to 0 would not move.
+        return meta.reptile(loss_fn, self.inner.build(inner_steps + 1))
+
+    def optimizer(self, num_steps: int) -> optax.GradientTransformation:
+        """Plain descent."""
+        return optax.sgd(optax.linear_schedule(self.epsilon, 0.0, num_steps))
+
+
+# ---------------------------------------------------------------------------- the whole
 
 
 CHECKPOINT_STEPS = 100
-_DEPTH, _ENCODING = 4, Encoding(num_frequencies=16, ratio=1.4)
 
 
 def train_init(
@@ -79,6 +217,27 @@ def train_init(
     Raises:
       ValueError: no images, checkpoints of another run, or the training diverged.
     """
+    method = Maml(
+        config.inner_rate, config.learning_rate, config.rate_learning_rate, config.first_order
+    )
+    start = meta_train(config, method, images, folder, _first_half(on_progress))
+    learned = learn_prior(config, start, images, _second_half(on_progress))
+    return replace(learned, info=dict(start.info) | (info or {}))
+
+
+def meta_train(
+    config: MetaTrainConfig,
+    method: Method,
+    images: Sequence[Image],
+    folder: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Init:
+    """The init that a method of meta-learning finds, its prior still flat: see `learn_prior`.
+
+    The learning rates of ``config`` and its ``first_order`` are for `train_init`: here the method
+    has its own. The init has rates, for each parameter and inner step, where the method has.
+    ``folder`` and the errors are as in `train_init`.
+    """
     if not images:
         raise ValueError("got no images, expected at least one to learn from")
     smallest = min(images, key=lambda image: image.shape[0] * image.shape[1])
@@ -87,24 +246,47 @@ def train_init(
             f"got an image of {smallest.shape[0]} x {smallest.shape[1]} pixels, expected at least "
             f"{config.points} pixels in each: leave the small ones out"
         )
-    net = Siren(config.width, _DEPTH, encoding=_ENCODING)
+    net = config.net()
     digest = _data_digest(images)
-    trained = _train_maml(config, net, images, digest, folder, _first_half(on_progress))
-    start = flat_init(net, jax.tree.map(np.asarray, trained.params))
-    rates = trees.from_leaves(
-        {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(trained.rates)}
-    )
-    start = replace(start, rates=rates)
-    learned = learn_prior(config, start, images, _second_half(on_progress))
+    trained = _train(config, method, net, images, digest, folder, on_progress)
+    start = _around(flat_init(net, jax.tree.map(np.asarray, trained.params)))
     note = {"config": asdict(config), "num_images": len(images), "data_sha256": digest}
-    return replace(learned, info=note | (info or {}))
+    return replace(start, rates=_rates(trained, config.inner_steps), info=note)
 
 
-# ---------------------------------------------------------------------------- MAML
+def random_init(
+    config: MetaTrainConfig, images: Sequence[Image], on_progress: OnProgress | None = None
+) -> Init:
+    """A random init with a prior around it, learned from fits to ``images``: what a learned init
+    is to be compared with. Raises ValueError as `learn_prior` does."""
+    net = config.net()
+    params = jax.tree.map(np.asarray, initial_params(config, net))
+    start = replace(_around(flat_init(net, params)), info={"config": asdict(config)})
+    return learn_prior(config, start, images, on_progress)
 
 
-def _train_maml(
+def _around(init: Init) -> Init:
+    """The init with the prior's mean at its params: to code the distance from there is 0.15 dB
+    better than the distance from 0 (held-back images)."""
+    keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
+    return replace(init, keep=trees.from_leaves(keep))
+
+
+def _rates(trained: meta.MetaParams, inner_steps: int) -> dict[str, Any] | None:
+    if not jax.tree.leaves(trained.rates):
+        return None
+    rates = meta.spread_rates(trained, inner_steps)
+    return trees.from_leaves(
+        {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(rates)}
+    )
+
+
+# ---------------------------------------------------------------------------- the outer loop
+
+
+def _train(
     config: MetaTrainConfig,
+    method: Method,
     net: Siren,
     images: Sequence[Image],
     digest: str,
@@ -113,15 +295,16 @@ def _train_maml(
 ) -> meta.MetaParams:
     mesh = _mesh(config.tasks_per_step)
     data = jax.device_put(_task_data(images, config.seed), jax.NamedSharding(mesh, jax.P()))
-    state = meta.start(_initial_meta(config, net), _outer_optimizer(config))
-    inputs = {"config": asdict(config), "data_sha256": digest}
+    initial = method.start(initial_params(config, net), config.inner_steps)
+    state = meta.start(initial, method.optimizer(config.num_steps))
+    inputs = {"config": asdict(config), "method": repr(method), "data_sha256": digest}
     if folder is not None:
         restored = checkpoint.restore(folder, state, inputs)
         state = jax.tree.map(jnp.asarray, restored.state) if restored else state
     done = int(state.step)
     while done < config.num_steps:
         steps = min(CHECKPOINT_STEPS, config.num_steps - done)
-        state, losses = _advance(config, net, steps, mesh, state, data)
+        state, losses = _advance(config, method, net, steps, mesh, state, data)
         if not np.isfinite(np.asarray(losses)).any():
             raise ValueError("meta-training diverged: lower learning_rate or inner_rate")
         done += steps
@@ -139,20 +322,19 @@ def _mesh(num_tasks: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("task",), axis_types=auto, devices=devices)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _advance(config, net, num_steps, mesh, state, data):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _advance(config, method, net, num_steps, mesh, state, data):
     def loss_fn(params, points):
         coords, pixels = points
         return overfit.point_mse(net, params, coords, pixels, jnp.ones(coords.shape[1]))
 
     def on_device(state, data):
-        return meta.advance(
-            loss_fn,
+        return meta.advance_by(
+            method.task_gradient(loss_fn, config.inner_steps),
             partial(_sample_tasks, config, data),
             state,
-            _outer_optimizer(config),
+            method.optimizer(config.num_steps),
             num_steps,
-            config.first_order,
             jax.random.key(config.seed),
             "task",
         )
@@ -163,27 +345,12 @@ def _advance(config, net, num_steps, mesh, state, data):
     )(state, data)
 
 
-def _initial_meta(config: MetaTrainConfig, net: Siren) -> meta.MetaParams:
-    params = net.init(jax.random.key(config.seed))
-    scaled = {
+def initial_params(config: MetaTrainConfig, net: Siren) -> Params:
+    """The random params that meta-training begins at: the net's own, with smaller biases."""
+    return {
         name: {"weight": layer["weight"], "bias": config.bias_scale * layer["bias"]}
-        for name, layer in params.items()
+        for name, layer in net.init(jax.random.key(config.seed)).items()
     }
-    return meta.init_meta(scaled, config.inner_steps, config.inner_rate)
-
-
-def _outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
-    def adam(rate):
-        return optax.adam(optax.cosine_decay_schedule(rate, config.num_steps))
-
-    # A rare image has gradients far beyond the others'; one such step undoes many.
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.partition(
-            {"params": adam(config.learning_rate), "rates": adam(config.rate_learning_rate)},
-            meta.MetaParams("params", "rates"),
-        ),
-    )
 
 
 POOL_POINTS = 1 << 16

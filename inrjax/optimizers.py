@@ -57,6 +57,33 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class PlateauAdam:
+    """Adam at a rate that is halved whenever the loss has stopped falling: Strümpler et al. 2022.
+
+    ``patience``: steps in which no loss was lower than the lowest by 1e-4 of it. ``average``: steps
+    whose mean counts as a loss: 1 for full-image steps; for pixel subsets, the steps of an epoch,
+    or one lucky subset would be the lowest for ever. ``warmup``: steps in which the rate rises
+    from 0.
+    """
+
+    learning_rate: float
+    patience: int = 500
+    average: int = 1
+    warmup: int = 0
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The optimiser; its schedule does not depend on the number of steps."""
+        rising = optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup))
+        halving = optax.contrib.reduce_on_plateau(
+            factor=0.5,
+            patience=max(1, round(self.patience / self.average)),
+            rtol=1e-4,
+            accumulation_size=self.average,
+        )
+        return optax.chain(optax.adam(rising if self.warmup else self.learning_rate), halving)
+
+
+@dataclass(frozen=True)
 class Soap:
     """SOAP (Vyas et al. 2024, arXiv:2409.11321) for weight matrices and Adam for the rest, both on
     a cosine decay to 0. As for `Muon`, params must not be stacked; see `scale_by_soap`.

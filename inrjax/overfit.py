@@ -227,7 +227,6 @@ POINTS_PER_STEP = 4096
 
 def rate_shared(init: Init, slope: float, seed: int) -> RateShared:
     """What `RatePlan` needs of an init, its slope, and a key."""
-
     start = init_shared(init, jax.random.key(seed))
     levels = np.concatenate([level.ravel() for _, level in sorted(init.levels().items())])
     return RateShared(
@@ -317,6 +316,230 @@ class RatePlan:
         return optax.partition({"net": self.optimizer.build(self.num_steps), "grid": grid}, labels)
 
 
+# ---------------------------------------------------------------------------- Strümpler et al. 2022
+
+# arXiv:2112.04267: three fits, one after the other. Every symbol codes a distance from an origin.
+
+
+class Origin(NamedTuple):
+    """What every image of Strümpler's fits sees.
+
+    ``params``: where the first fit starts; ``rates``: of the inner steps that come first, None for
+    none; ``centre``: what the coded distances are from, a tree as the params; ``l1``: see
+    `SparsePlan`; ``key``: random.
+    """
+
+    params: Any
+    rates: Any
+    centre: Any
+    l1: Any
+    key: jax.Array
+
+
+class Gridded(NamedTuple):
+    """An image's points, the ``delta`` of its fitted params from the centre, the ``steps`` that
+    this is rounded to, the same tree of scalars, and the lowest and the highest symbol. All
+    float32."""
+
+    points: Points
+    delta: Any
+    steps: Any
+    symbol_range: tuple[Any, Any]
+
+
+@partial(jax.jit, static_argnums=0)
+def random_params(net: Siren, key: jax.Array) -> Any:
+    """`Siren.init`, compiled."""
+    return net.init(key)
+
+
+@dataclass(frozen=True)
+class SparsePlan:
+    """Distortion, and the L1 norm of the params' distance from the centre; `Origin`, `Points`.
+
+    The paper's loss is the mean squared error on [-1, 1] plus ``l1`` times the norm; here both are
+    divided by 4, for the error on [0, 1].
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+
+    def start(self, shared: Origin, datum: Points) -> FitState:
+        """The state before the first step: the origin's params after their inner steps."""
+        params = _adapted(self.net, shared.params, shared.rates, datum)
+        return fit.start(params, self.optimizer.build(self.num_steps))
+
+    def advance(
+        self,
+        shared: Origin,
+        datum: Points,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        key_tiles, key_steps = jax.random.split(shared.key)
+
+        def loss_fn(params, step, key):
+            tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
+            norm = jnp.sum(jnp.abs(_ravel(params) - _ravel(shared.centre)))
+            return _image_mse(self.net, params, datum, tiles, axis) + shared.l1 / 4 * norm
+
+        optimizer = self.optimizer.build(self.num_steps)
+        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
+@dataclass(frozen=True)
+class RoundingPlan:
+    """AdaRound (Nagel et al. 2020, arXiv:2004.10568): which weights to round up, which down.
+
+    What is learned is a variable v for each weight (`quantize.soft_rounding`); biases are rounded
+    to nearest. The loss is eq. 25, the squared distance of each layer's output, after its sine,
+    from that of the exact net, summed over the image's points and averaged over neurons as AIMET
+    does, where the layer's input is the rounded net's; plus ``penalty`` times eq. 24, after a fifth
+    of the steps. Strümpler's 1e-4 is little beside a sum over an image: few v are driven to an
+    end, and whoever takes them rounds the others to the nearer one.
+
+    All layers learn at the same time, each from its own loss alone, where the paper takes them one
+    after the other. ``shared`` is an `Origin`, the datum `Gridded`; the result holds the v of each
+    weight after the last step but one.
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    penalty: float = 1e-4
+    betas: tuple[float, float] = (20.0, 2.0)
+
+    def start(self, shared: Origin, datum: Gridded) -> FitState:
+        """The state before the first step: the soft roundings are no roundings."""
+        scaled = jax.tree.map(jnp.divide, datum.delta, datum.steps)
+        v = {
+            name: quantize.rounding_start(_fraction(layer["weight"]))
+            for name, layer in scaled.items()
+        }
+        return fit.start(v, self.optimizer.build(self.num_steps))
+
+    def advance(
+        self,
+        shared: Origin,
+        datum: Gridded,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        key_tiles, key_steps = jax.random.split(shared.key)
+        exact = jax.tree.map(jnp.add, shared.centre, datum.delta)
+        num_points = jnp.sum(datum.points.weights)
+        warmup = self.num_steps // 5
+
+        def loss_fn(v, step, key):
+            tiles = fit.draw_tiles(datum.points, self.tiles_per_step, step, key_tiles)
+            pair = (exact, _softly_rounded(v, shared.centre, datum))
+            piece = fit.piece_of(self.net.width)
+            layers = partial(_layer_errors, self.net)
+            error = fit.tiled_mse(
+                jax.value_and_grad(layers), pair, datum.points, tiles, piece, axis
+            )
+            share = jnp.maximum(step - warmup, 0) / max(1, self.num_steps - warmup)
+            beta = quantize.rounding_beta(share, *self.betas)
+            terms = [quantize.rounding_penalty(leaf, beta) for leaf in jax.tree.leaves(v)]
+            penalty = jnp.where(step >= warmup, self.penalty, 0.0)
+            return num_points * jnp.asarray(error) + penalty * sum(terms)
+
+        optimizer = self.optimizer.build(self.num_steps)
+        last = self.num_steps - 1
+        return fit.advance(loss_fn, state, optimizer, num_steps, 1, key_steps, last)
+
+
+@jax.jit
+def soft_roundings(v: Any) -> Any:
+    """`quantize.soft_rounding` of each leaf of what `RoundingPlan` learned."""
+    return jax.tree.map(quantize.soft_rounding, v)
+
+
+def _fraction(values: jax.Array) -> jax.Array:
+    return values - jnp.floor(values)
+
+
+def _softly_rounded(v: Any, centre: Any, datum: Gridded) -> Any:
+    """The params whose weights are as far up as ``v`` says, and whose biases are rounded."""
+
+    def tensor(centre, step, symbols):
+        return centre + step * jnp.clip(symbols, *datum.symbol_range)
+
+    def layer(name):
+        scaled = jax.tree.map(jnp.divide, datum.delta[name], datum.steps[name])
+        weight = jnp.floor(scaled["weight"]) + quantize.soft_rounding(v[name])
+        symbols = {"bias": jnp.round(scaled["bias"]), "weight": weight}
+        return jax.tree.map(tensor, centre[name], datum.steps[name], symbols)
+
+    return {name: layer(name) for name in datum.delta}
+
+
+def _layer_errors(
+    net: Siren, pair: Any, coords: jax.Array, pixels: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """The sum over points and layers of the weighted squared distance (mean over neurons) between
+    the outputs of two nets. Only the second one's layers are learned, each by its own outputs."""
+    exact, rounded = jax.lax.stop_gradient(pair[0]), pair[1]
+    h, h_hat, total = coords, coords, jnp.zeros(())
+    for i in range(net.depth + 1):
+        h = net.layer_columns(exact, i, h)
+        h_hat = net.layer_columns(rounded, i, jax.lax.stop_gradient(h_hat))
+        total += jnp.sum(weights * jnp.mean((h_hat - h) ** 2, axis=0))
+    return total
+
+
+@dataclass(frozen=True)
+class RetrainingPlan:
+    """Quantisation-aware training: distortion alone, every step seeing the params on their grid.
+
+    Rounding passes gradients straight through; clipping to the range of symbols stops them.
+    ``shared`` is an `Origin`, the datum `Gridded`; what is learned is the delta.
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+
+    def start(self, shared: Origin, datum: Gridded) -> FitState:
+        """The state before the first step."""
+        return fit.start(datum.delta, self.optimizer.build(self.num_steps))
+
+    def advance(
+        self,
+        shared: Origin,
+        datum: Gridded,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        key_tiles, key_steps = jax.random.split(shared.key)
+
+        def rounded(centre, delta, step):
+            within = jnp.clip(delta / step, *datum.symbol_range)
+            return centre + step * quantize.straight_through(within)
+
+        def loss_fn(delta, step, key):
+            tiles = fit.draw_tiles(datum.points, self.tiles_per_step, step, key_tiles)
+            params = jax.tree.map(rounded, shared.centre, delta, datum.steps)
+            return _image_mse(self.net, params, datum.points, tiles, axis)
+
+        optimizer = self.optimizer.build(self.num_steps)
+        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
+# ---------------------------------------------------------------------------- parts of the losses
+
 MSE_FLOOR = 1e-8
 """Keeps the logarithm finite on an image that a net fits exactly (80 dB)."""
 
@@ -396,12 +619,14 @@ RETRIES = 2
 
 
 class Fitting(NamedTuple):
-    """How a codec fits: ``make_plan(optimizer, tiles_per_step)`` gives a `fit.Plan`."""
+    """How a codec fits: ``make_plan(optimizer, tiles_per_step)`` gives a `fit.Plan`, and
+    ``make_datum(i, points)`` what it sees of image i."""
 
     make_plan: Callable[[Any, int], Any]
     optimizer: Any
     points_per_step: int
     seed: int
+    make_datum: Callable[[int, Points], Any] = lambda _, points: points
 
 
 def fit_images(
@@ -417,8 +642,8 @@ def fit_images(
     for attempt in range(1 + RETRIES):
         # The few that are tried again are not in the total that was announced.
         report = on_progress if attempt == 0 else None
-        results = fit_once([batch[i] for i in waiting], fitting, shared, report)
-        params |= {i: r.params for i, r in zip(waiting, results, strict=True) if r.finite}
+        results = fit_once({i: batch[i] for i in waiting}, fitting, shared, report)
+        params |= {i: result.params for i, result in results.items() if result.finite}
         waiting = [i for i in waiting if i not in params]
         if not waiting:
             return [params[i] for i in range(len(batch))]
@@ -431,33 +656,24 @@ def fit_images(
 
 
 def fit_once(
-    batch: Sequence[Image],
-    fitting: Fitting,
-    shared: Any,
-    on_progress: OnProgress | None,
-    make_datum: Callable[[int, Points], Any] = lambda _, points: points,
-) -> list[fit.FitResult]:
-    """A result for each image, diverged or not; images of one tiling share a program and a batch:
-    all that have at least ``points_per_step`` pixels, whatever their shapes.
-
-    ``make_datum``: what the plan takes of an image, from its place in the batch and its points.
-    """
-    sizes = [image.shape[0] * image.shape[1] for image in batch]
+    batch: Mapping[int, Image], fitting: Fitting, shared: Any, on_progress: OnProgress | None
+) -> dict[int, fit.FitResult]:
+    """The result of each image, by its number, diverged or not; images of one tiling share a
+    program and a batch: all that have at least ``points_per_step`` pixels, whatever their shape."""
+    sizes = {i: image.shape[0] * image.shape[1] for i, image in batch.items()}
     # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
-    tilings = [fit.tiling(size, fitting.points_per_step) for size in sizes]
-    results: list[Any] = [None] * len(batch)
-    done = 0
-    for tiling in sorted(set(tilings)):
-        members = [i for i, own in enumerate(tilings) if own == tiling]
+    tilings = {i: fit.tiling(size, fitting.points_per_step) for i, size in sizes.items()}
+    results: dict[int, fit.FitResult] = {}
+    for tiling in sorted(set(tilings.values())):
+        members = [i for i, own in tilings.items() if own == tiling]
         num_tiles = fit.bucket(max(-(-sizes[i] // tiling.tile) for i in members))
         data = [
-            make_datum(i, image_points(batch[i], tiling, num_tiles, fitting.seed)) for i in members
+            fitting.make_datum(i, image_points(batch[i], tiling, num_tiles, fitting.seed))
+            for i in members
         ]
         plan = fitting.make_plan(fitting.optimizer, tiling.tiles_per_step)
-        report = _share(on_progress, done, len(members), len(batch))
-        for i, result in zip(members, fit.fit_batch(plan, shared, data, report), strict=True):
-            results[i] = result
-        done += len(members)
+        report = _share(on_progress, len(results), len(members), len(batch))
+        results |= zip(members, fit.fit_batch(plan, shared, data, report), strict=True)
     return results
 
 

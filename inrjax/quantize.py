@@ -100,3 +100,85 @@ def straight_through(symbols: jax.Array) -> jax.Array:
     import jax.numpy as jnp
 
     return symbols + jax.lax.stop_gradient(jnp.round(symbols) - symbols)
+
+
+# ---------------------------------------------------------------------------- a few bits a param
+
+
+def symbol_range(num_bits: int) -> tuple[int, int]:
+    """The lowest and highest symbol of so many bits: -2^(bits - 1) and 2^(bits - 1) - 1."""
+    return -(1 << num_bits - 1), (1 << num_bits - 1) - 1
+
+
+_OCTAVES_TRIED = 3
+
+
+def choose_grid(params: Mapping[str, Any], num_bits: int) -> dict[str, Any]:
+    """The step index 0..255 of each array, as the same dict, for symbols of ``num_bits`` (2..8).
+
+    Of the steps up to the smallest at which no value is clipped, and at most 3 octaves below it,
+    the one whose rounding and clipping have the smallest squared error; the larger of equal ones.
+    Raises ValueError for a value that is not finite.
+    """
+    return trees.from_leaves(
+        {path: _best_index(path, leaf, num_bits) for path, leaf in trees.leaves(params)}
+    )
+
+
+def _best_index(path: str, values: Any, num_bits: int) -> int:
+    values = np.ravel(np.asarray(values, np.float64))
+    largest = float(np.abs(values).max())
+    if not np.isfinite(largest):
+        raise ValueError(f"{path} cannot be quantised: it holds a value that is not finite")
+    if largest == 0:
+        return 0
+    top = np.ceil(8 * np.log2(largest / symbol_range(num_bits)[1])) + 192
+    top = int(np.clip(top, 0, NUM_STEPS - 1))
+    candidates = np.arange(top, max(-1, top - 8 * _OCTAVES_TRIED - 1), -1)
+    steps = _LADDER[candidates]
+    errors = [np.sum((step * clipped(values, step, num_bits) - values) ** 2) for step in steps]
+    return int(candidates[np.argmin(errors)])
+
+
+def clipped(values: np.ndarray, step: float, num_bits: int) -> np.ndarray:
+    """The symbols of values at a step, rounded and clipped to `symbol_range`, int32."""
+    return np.clip(np.rint(values / step), *symbol_range(num_bits)).astype(np.int32)
+
+
+# ---------------------------------------------------------------------------- AdaRound
+
+# Nagel et al. 2020, arXiv:2004.10568: a weight is rounded down or up, as a variable v says.
+
+_GAMMA, _ZETA = -0.1, 1.1
+
+
+def soft_rounding(v: jax.Array) -> jax.Array:
+    """What is added to the floor of a symbol, in [0, 1]: the rectified sigmoid (eq. 23)."""
+    import jax
+    import jax.numpy as jnp
+
+    return jnp.clip(jax.nn.sigmoid(v) * (_ZETA - _GAMMA) + _GAMMA, 0, 1)
+
+
+def rounding_start(fraction: jax.Array) -> jax.Array:
+    """The v whose `soft_rounding` is a fraction in [0, 1]: rounding starts as no rounding."""
+    import jax.numpy as jnp
+
+    return -jnp.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
+
+
+def rounding_penalty(v: jax.Array, beta: jax.Array) -> jax.Array:
+    """The regulariser (eq. 24), a sum over all v: 0 where each is rounded down or up.
+
+    ``beta`` >= 1: the larger, the fewer of the undecided it reaches.
+    """
+    import jax.numpy as jnp
+
+    return jnp.sum(1 - jnp.abs(2 * soft_rounding(v) - 1) ** beta)
+
+
+def rounding_beta(share: jax.Array, first: float, last: float) -> jax.Array:
+    """beta after a share in [0, 1] of the steps, from ``first`` to ``last`` along a cosine."""
+    import jax.numpy as jnp
+
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2

@@ -86,7 +86,8 @@ def digest(tree: Mapping[str, Any], label: str = "") -> bytes:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
+    # A file system limits the bytes of a name, and a character can have four.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

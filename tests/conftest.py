@@ -17,6 +17,7 @@ if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda for the tests marked gpu
 
 os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a test
+os.environ["INRJAX_INITS"] = ""  # and neither are inits that the user added
 
 ROOT = Path(__file__).parents[1]
 

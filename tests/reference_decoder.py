@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
-NUM_SECTIONS = {1: 2, 2: 3, 5: 4, 6: 3}
+NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4, 6: 3}
+STRUMPLER = {"num_frequencies": 16, "ratio": 1.4}
 TOP_OCTAVE = (
     4610560255948314624,
     4610739350409155263,
@@ -61,13 +62,19 @@ def decode(data: bytes, *folders: Path) -> Decoded:
         check(data, b"")
         layers, encoding = read_coin(*sections)
         return Decoded(None, render(layers, encoding, 30.0, height, width))
+    if tag == 3:
+        check(data, b"")
+        symbols, layers = read_strumpler(basic_params(sections[0]), *sections[1:])
+        return Decoded(symbols, render(layers, STRUMPLER, 30.0, height, width))
     if tag == 6:
         base = find_base(sections[0], folders)
         check(data, base.digest)
         return read_modulated_siren(base, sections[1], sections[2], height, width)
     init = find_init(sections[0], folders)
     check(data, init.digest)
-    if tag == 5:
+    if tag == 4:
+        symbols, layers = read_strumpler(init_params(init), *sections[1:])
+    elif tag == 5:
         symbols, layers = read_product_siren(init, *sections[1:])
     else:
         symbols, layers = read_meta_siren(init, *sections[1:])
@@ -79,7 +86,7 @@ def decode(data: bytes, *folders: Path) -> Decoded:
 
 
 def read_container(data: bytes) -> tuple[int, int, int, list[bytes]]:
-    refuse_if(data[:3] != b"INR" or len(data) < 12, "not an .inr file")
+    refuse_if(data[:3] != b"INR" or not 12 <= len(data) <= 1 << 25, "not an .inr file")
     refuse_if(data[3] != 1, f"version {data[3]}")
     refuse_if(data[4] not in NUM_SECTIONS, f"codec tag {data[4]}")
     body = data[:-4]
@@ -124,9 +131,10 @@ def check(data: bytes, context: bytes) -> None:
 def read_coin(net: bytes, weights: bytes) -> tuple[list[tuple[np.ndarray, np.ndarray]], None]:
     refuse_if(len(net) != 3, "net")
     width, depth = int.from_bytes(net[:2], "little"), net[2]
-    refuse_if(width == 0 or not 1 <= depth <= 98, "net")
+    refuse_if(not (1 <= width <= 4096 and 1 <= depth <= 98), "net")
     shapes = layer_shapes(2, width, depth)
-    refuse_if(len(weights) != 2 * sum(o * i + o for o, i in shapes), "weights")
+    num_params = sum(o * i + o for o, i in shapes)
+    refuse_if(num_params > 1 << 19 or len(weights) != 2 * num_params, "weights")
     values = np.frombuffer(weights, "<f2").astype(np.float32)
     refuse_if(not np.isfinite(values).all(), "weights")
     layers, at = [], 0
@@ -390,6 +398,70 @@ def decode_symbols(payload: bytes, levels: np.ndarray) -> np.ndarray:
             excess = 2 * excess + coder.bit()
         symbols[i] = -(m + excess) if sign else m + excess
     return symbols
+
+
+# ---------------------------------------------------------------------------- Strümpler
+
+
+def basic_params(net: bytes) -> dict[str, np.ndarray]:
+    width = int.from_bytes(net, "little")
+    refuse_if(len(net) != 2 or not 1 <= width <= 512, "net")
+    params = {}
+    for i, (out, into) in enumerate(layer_shapes(66, width, 4)):
+        params[f"layer_{i:02d}/bias"] = np.zeros(out, np.float32)
+        params[f"layer_{i:02d}/weight"] = np.zeros((out, into), np.float32)
+    return params
+
+
+def init_params(init: InitFile) -> dict[str, np.ndarray]:
+    names = sorted(name for name in init.arrays if name.startswith("params/"))
+    return {name.removeprefix("params/"): init.arrays[name].astype(np.float32) for name in names}
+
+
+def read_strumpler(
+    centre: dict[str, np.ndarray], grid: bytes, counts: bytes, payload: bytes
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    refuse_if(len(grid) != 2 + len(centre), "grid")
+    values, own = read_counts(counts)
+    ends = np.concatenate([[0], np.cumsum(own)])
+    coder = RangeDecoder(payload)
+    number = sum(start.size for start in centre.values())
+    symbols = np.array([values[coder.place(ends)] for _ in range(number)], np.int64)
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    tensors, at = {}, 0
+    for (path, start), index in zip(centre.items(), grid[2:], strict=True):
+        own = symbols[at : at + start.size].reshape(start.shape)
+        tensors[path] = (start.astype(np.float64) + own * step_of(index)).astype(np.float32)
+        at += start.size
+    names = sorted({path.split("/")[0] for path in centre})
+    return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def read_counts(section: bytes) -> tuple[list[int], list[int]]:
+    refuse_if(len(section) < 3, "counts")
+    lowest = section[0] - 256 * (section[0] > 127)
+    bits = [int(bit) for byte in section[2:] for bit in f"{byte:08b}"]
+    at, level, levels = 0, 0, []
+    for _ in range(section[1] + 1):
+        length = 1
+        while at < len(bits) and bits[at] == 0:
+            at, length = at + 1, length + 1
+        refuse_if(at + length > len(bits), "counts")
+        number = int("".join(map(str, bits[at : at + length])), 2)
+        at += length
+        level += number // 2 if number % 2 else -(number // 2)
+        refuse_if(not 0 <= level <= 48, "counts")
+        levels.append(level)
+    refuse_if(len(bits) - at >= 8 or any(bits[at:]), "counts")
+    refuse_if(lowest + len(levels) > 128, "counts")
+    places = [i for i, own in enumerate(levels) if own]
+    refuse_if(len(places) < 2, "counts")
+    weights = [(1024, 1448)[(levels[i] - 1) % 2] * 2 ** ((levels[i] - 1) // 2) for i in places]
+    rest = (1 << 24) - len(places)
+    counts = [1 + weight * rest // sum(weights) for weight in weights]
+    counts[weights.index(max(weights))] += (1 << 24) - sum(counts)
+    return [lowest + i for i in places], counts
 
 
 # ---------------------------------------------------------------------------- pixels

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ import pytest
 from bases import tiny_base
 from conftest import photograph
 
-from inrjax import bitstream, trees
+from inrjax import bitstream, decoding, trees
 from inrjax.base import Base, save_base
 from inrjax.codecs import (
     BY_TAG,
@@ -32,6 +33,8 @@ from inrjax.codecs import (
     MozJpeg,
     Png,
     ProductSiren,
+    StrumplerBasic,
+    StrumplerMeta,
     Vvc,
     WebP,
     decode_stream,
@@ -39,12 +42,13 @@ from inrjax.codecs import (
 )
 from inrjax.init import Init, flat_init, packaged_widths, save_init
 from inrjax.nets.siren import Encoding, Siren
+from inrjax.quantize import Quantized
 from inrjax.types import BitstreamError, Codec
 
 
 def small_init(width: int) -> Init:
     """A prior that knows nothing, around a random net."""
-    net, rng = Siren(width, 4, encoding=Encoding(4)), np.random.default_rng(width)
+    net, rng = Siren(width, 4, encoding=Encoding()), np.random.default_rng(width)
     leaves = {
         path: rng.uniform(-1, 1, shape) * (6 / shape[-1]) ** 0.5 / net.w0
         for path, shape in trees.leaves(net.shapes())
@@ -58,11 +62,16 @@ COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
 META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
 PRODUCT = ProductSiren(8, 8, 2, STEPS, 6, init=META.init, points_per_step=POINTS)
 MODULATED = ModulatedSiren(tiny_base(), inner_steps=3)
+FEW = {"points_per_step": POINTS, "rounding_steps": 6, "retraining_steps": 4}
+BASIC = StrumplerBasic(8, 8, STEPS, **FEW)
+STRUMPLER_META = StrumplerMeta(8, 7, STEPS, init=META.init, **FEW)
 
 # name -> (codec, a codec of the same family at a lower rate; None if it has one rate)
 TABLE = {
     "coin": (COIN, replace(COIN, width=5)),
     "meta-siren": (META, replace(META, width=4, init=small_init(4))),
+    "strumpler-basic": (BASIC, replace(BASIC, num_bits=5)),
+    "strumpler-meta": (STRUMPLER_META, replace(STRUMPLER_META, num_bits=4)),
     "product-siren": (PRODUCT, replace(PRODUCT, num_centroids=2)),
     "modulated-siren": (MODULATED, replace(MODULATED, bits=2)),
     "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
@@ -159,9 +168,10 @@ def test_round_trip_keeps_shape_and_dtype(name):
 @every_codec
 def test_same_bytes_twice_and_batch_equals_singles(name):
     codec, _ = TABLE[name]
-    # The shorter lists of tiny images alone take one more program, which costs seconds: these
-    # leave them to the flat init and to COIN.
-    keys = IMAGES if name not in ("meta-siren-packaged", "product-siren") else ["photograph", "odd"]
+    # The shorter lists of tiny images alone take one more program, which costs seconds: the
+    # packaged init leaves them to the flat one, Strümpler's and ProductSiren's fits to COIN's.
+    few = name in ("meta-siren-packaged", "product-siren") or name.startswith("strumpler")
+    keys = ["photograph", "odd"] if few else IMAGES
     for key in keys:
         assert codec.encode([IMAGES[key]]) == [encoded(name)[key]], key
 
@@ -338,11 +348,10 @@ def test_another_init_at_hand_does_not_matter(name):
     np.testing.assert_array_equal(decode_stream(stream, other), decode_stream(stream))
 
 
-@pytest.mark.parametrize("name", ["meta-siren", "product-siren"])
+@pytest.mark.parametrize("name", ["meta-siren", "product-siren", "strumpler-meta"])
 def test_an_unknown_init_is_named_by_its_digest(name):
-    codec, _ = TABLE[name]
+    other = replace(TABLE[name][0], width=4, init=small_init(4))
     digest = META.init.digest[:4].hex()
-    other = replace(codec, width=4, init=small_init(4))
     for decode in (decode_stream, describe, lambda data: other.decode([data])):
         with pytest.raises(BitstreamError, match=f"init {digest}"):
             decode(encoded(name)["odd"])
@@ -370,12 +379,15 @@ def test_an_unknown_tag_is_named():
 
 
 def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
-    for codec, other in (
-        (COIN, "meta-siren"),
-        (META, "product-siren"),
-        (PRODUCT, "modulated-siren"),
-        (MODULATED, "coin"),
-    ):
+    others = {
+        "meta-siren": COIN,
+        "strumpler-meta": META,
+        "coin": BASIC,
+        "strumpler-basic": STRUMPLER_META,
+        "modulated-siren": PRODUCT,
+        "product-siren": MODULATED,
+    }
+    for other, codec in others.items():
         with pytest.raises(BitstreamError, match="tag"):
             codec.decode([encoded(other)["odd"]])
 
@@ -477,6 +489,90 @@ def test_a_coin_stream_that_cannot_be_is_refused(shape, weights):
         decode_stream(coin_stream(shape, weights))
 
 
+# ---------------------------------------------------------------------------- Strümpler
+
+
+def test_a_strumpler_file_has_the_params_as_symbols_times_steps():
+    """At 8 bits of a step of 1/64 each: what is packed is what the net is made of."""
+    rng, net = np.random.default_rng(0), Siren(5, 4, encoding=Encoding(16, 1.4))
+    shapes = dict(trees.leaves(net.shapes()))
+    symbols = {p: rng.integers(-40, 41, s, np.int32) for p, s in shapes.items()}
+    indices = dict.fromkeys(shapes, 192 - 8 * 6)
+    coded = Quantized(trees.from_leaves(symbols), trees.from_leaves(indices))
+    params = trees.from_leaves({p: leaf.astype(np.float32) / 64 for p, leaf in symbols.items()})
+    image_hat = decode_stream(StrumplerBasic(5).pack(IMAGES["odd"], coded))
+    np.testing.assert_array_equal(image_hat, decoding.reconstruct(net, params, 19, 23))
+    init = small_init(5)
+    symbols = {p: rng.integers(-40, 41, np.shape(x)) for p, x in trees.leaves(init.params)}
+    grid = trees.from_leaves(dict.fromkeys(symbols, 192 - 8 * 9))
+    stream = StrumplerMeta(5, init=init).pack(
+        IMAGES["odd"], Quantized(trees.from_leaves(symbols), grid)
+    )
+    moved = {
+        p: (x.astype(np.float32) + symbols[p] / 512.0).astype(np.float32)
+        for p, x in trees.leaves(init.params)
+    }
+    expected = decoding.reconstruct(init.net, trees.from_leaves(moved), 19, 23)
+    np.testing.assert_array_equal(decode_stream(stream, init), expected)
+
+
+@pytest.mark.parametrize("name", ["strumpler-basic", "strumpler-meta"])
+def test_strumpler_side_information_is_small(name):
+    for stream in encoded(name).values():
+        sections = describe(stream, init_of(name)).sections
+        assert len(stream) - sections["symbols"] - sections["counts"] <= 35
+        assert sections["counts"] <= 2 + 256  # a byte for each value, and usually far less
+
+
+def damage(place: int, section: bytes) -> bytes:
+    """An intact container around a section that is not that of the stream."""
+    stream = bitstream.peek(encoded("strumpler-basic")["1x17"])
+    sections = list(stream.sections)
+    sections[place] = section
+    return bitstream.pack(stream.tag, stream.height, stream.width, sections)
+
+
+GRID, COUNTS = bitstream.peek(encoded("strumpler-basic")["1x17"]).sections[1:3]
+
+
+@pytest.mark.parametrize(
+    "place, section",
+    [
+        (0, b""),
+        (0, b"\x08"),
+        (0, b"\0\0"),
+        (0, b"\x08\0\0"),
+        (0, b"\xff\xff"),
+        (0, b"\x00\x02"),
+        (1, b""),
+        (1, GRID[:-1]),
+        (1, GRID + b"\0"),
+        (1, bytes(2) + GRID[2:]),
+        (2, b""),
+        (2, COUNTS[:-1]),
+        (2, COUNTS + b"\0"),
+        (2, b"\0\0\x80"),
+        (2, b"\0" * 200),
+        (2, b"\xff" * 1_000_000),
+        (3, b""),
+        (3, b"\xff" * 100),
+    ],
+)
+def test_a_strumpler_stream_that_cannot_be_is_refused(place, section):
+    """Of a net of 512 neurons too, which a few bytes may claim: in bounded time and memory."""
+    start = time.perf_counter()
+    with pytest.raises(BitstreamError) as caught:
+        decode_stream(damage(place, section))
+    assert "\n" not in str(caught.value)
+    assert time.perf_counter() - start < 5
+
+
+def test_the_parts_of_a_strumpler_fit_can_be_left_out():
+    image = IMAGES["photograph"]
+    [stream] = replace(BASIC, rounding_steps=0, retraining_steps=0).encode([image])
+    assert decode_stream(stream).shape == image.shape
+
+
 # ---------------------------------------------------------------------------- wrong settings
 
 
@@ -493,6 +589,17 @@ def test_a_coin_stream_that_cannot_be_is_refused(shape, weights):
         lambda: replace(META, num_steps=0),
         lambda: replace(META, slope=-1.0),
         lambda: replace(META, points_per_step=0),
+        lambda: StrumplerBasic(width=0),
+        lambda: StrumplerBasic(width=513),
+        lambda: StrumplerBasic(num_bits=9),
+        lambda: StrumplerBasic(num_bits=1),
+        lambda: StrumplerBasic(num_steps=0),
+        lambda: StrumplerBasic(rounding_steps=-1),
+        lambda: StrumplerBasic(l1=-1.0),
+        lambda: StrumplerBasic(points_per_step=0),
+        lambda: StrumplerMeta(width=31),
+        lambda: replace(STRUMPLER_META, width=9),
+        lambda: replace(STRUMPLER_META, num_bits=9),
         lambda: ProductSiren(width=31),
         lambda: replace(PRODUCT, width=9),
         lambda: replace(PRODUCT, num_steps=0),

@@ -287,3 +287,28 @@ def test_the_committed_kodak_table_gives_the_published_numbers_quickly():
     assert round(result.of_means.value, 1) == -43.8
     assert result.mean_of_images is not None and round(result.mean_of_images.value, 1) == -38.4
     assert result.num_images == result.num_overlapping == 24
+
+
+# ---------------------------------------------------------------------------- any statistic
+
+
+def test_the_estimate_of_a_mean_is_the_mean_and_covers_it() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    found = compare.estimate(lambda counts: float(counts @ values / counts.sum()), 40)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low is not None and found.high is not None
+    # The percentile interval of a mean is near the normal one.
+    half = 1.96 * values.std() / np.sqrt(40)
+    assert found.low == pytest.approx(values.mean() - half, abs=0.25 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.25 * half)
+
+
+def test_an_estimate_leaves_out_resamples_without_a_value() -> None:
+    def statistic(counts: np.ndarray) -> float:
+        return float(counts[0]) if counts[0] else math.nan
+
+    found = compare.estimate(statistic, 3)
+    assert found.value == 1 and found.low is not None and found.low >= 1
+    assert compare.estimate(lambda counts: 5.0, 1) == (5.0, None, None)
+    with pytest.raises(ValueError, match="0 images"):
+        compare.estimate(statistic, 0)

@@ -385,6 +385,133 @@ def test_a_wrong_number_of_symbols_is_refused():
         entropy.decode(b"\x00", model([1, 2]), 3)
 
 
+# ---------------------------------------------------------------------------- a table that is sent
+
+small = st.lists(st.integers(-128, 127), min_size=1, max_size=300)
+narrow = st.lists(st.integers(-2, 2), min_size=1, max_size=300)
+
+
+@given(st.one_of(small, narrow))
+@example([0])
+@example([-128])
+@example([127] * 5)
+@example([-128, 127])
+@settings(deadline=None, max_examples=200)
+def test_round_trip_of_any_symbols_under_their_own_table(numbers):
+    values = np.array(numbers)
+    table = entropy.unpack_table(entropy.pack_table(entropy.table_of(values)))
+    data = entropy.encode_pooled(values, table)
+    decoded = entropy.decode_pooled(data, table, len(values))
+    assert decoded.dtype == np.int64
+    np.testing.assert_array_equal(decoded, values)
+    assert 8 * len(data) <= 1.005 * entropy.pooled_cost(values, table) + 64
+    known, counts = entropy.table_counts(table)
+    reference = ReferenceDecoder(data)
+    assert [int(known[reference.decode(counts.tolist())]) for _ in numbers] == numbers
+
+
+@given(st.one_of(small, narrow))
+@settings(deadline=None, max_examples=200)
+def test_a_table_costs_little_more_than_the_entropy(numbers):
+    """A count off by up to a quarter of an octave costs at most 0.022 bits a symbol."""
+    values = np.array(numbers)
+    often = np.unique(values, return_counts=True)[1]
+    empirical = -np.sum(often * np.log2(often / len(values)))
+    # A list of one value gets a second one, whose share falls with the length of the list.
+    spare = 1.1 * len(values) / (len(values) / 2**0.25 + 1) * 2 if len(often) == 1 else 0
+    cost = entropy.pooled_cost(values, entropy.table_of(values))
+    assert empirical - 1e-6 <= cost <= empirical + 0.022 * len(values) + 0.01 + spare
+
+
+def random_table(seed: int) -> entropy.Table:
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, rng.choice([3, 12, entropy.MAX_TABLE_LEVEL + 1]), rng.integers(2, 257))
+    levels[:2] = rng.integers(1, 4, 2)
+    return entropy.Table(int(rng.integers(-128, 129 - len(levels))), levels)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_counts_of_a_table_rise_with_its_levels_and_have_one_sum(seed):
+    table = random_table(seed)
+    values, counts = entropy.table_counts(table)
+    levels = table.levels[values - table.lowest]
+    assert counts.sum() == 1 << PRECISION and counts.min() >= 1
+    assert np.all(np.diff(values) > 0) and np.count_nonzero(table.levels) == len(values)
+    # The first of the highest level has what rounding left over: a count for each value at most.
+    first = int(np.argmax(levels))
+    order = np.argsort(np.delete(levels, first), kind="stable")
+    others = np.delete(counts, first)[order]
+    assert np.all(np.diff(others) >= 0)
+    assert others.max() <= counts[first]
+    alike = np.delete(counts, first)[np.delete(levels, first) == levels[first]]
+    assert np.all(counts[first] - alike < len(values))
+    # Half an octave a level, where a count is not held up by its least, 1.
+    large = counts > 1000
+    ratios = np.log2(counts[large] / counts[first]) - (levels[large] - levels[first]) / 2
+    assert np.all(np.abs(ratios) < 0.01)
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 5))
+def test_the_library_uses_exactly_these_counts_of_a_table(seed):
+    """Points at the edges of symbols, and one below: any other table would move one of them."""
+    table = random_table(seed)
+    values, counts = entropy.table_counts(table)
+    edges = np.cumsum([0, *counts[:-1]])
+    unit = ((1 << 64) - 1) >> PRECISION
+    for index in {0, len(edges) - 1, *range(0, len(edges), 7)}:
+        point = int(edges[index]) * unit
+        assert entropy.decode_pooled(point.to_bytes(8, "big"), table, 1) == [values[index]]
+        if index:
+            below = entropy.decode_pooled((point - 1).to_bytes(8, "big"), table, 1)
+            assert below == [values[index - 1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_table_has_one_packed_form(seed):
+    table = random_table(seed)
+    data = entropy.pack_table(table)
+    found = entropy.unpack_table(data)
+    assert found.lowest == table.lowest
+    np.testing.assert_array_equal(found.levels, table.levels)
+    for other in (data + b"\0", data[:-1], data[:2], b""):
+        with pytest.raises(BitstreamError):
+            entropy.unpack_table(other)
+
+
+@given(st.binary(max_size=30))
+@settings(deadline=None, max_examples=300)
+@example(b"\0\1\xb4")
+def test_any_bytes_give_a_table_or_a_bitstream_error(data):
+    try:
+        table = entropy.unpack_table(data)
+    except BitstreamError:
+        return
+    assert entropy.pack_table(table) == data
+    assert entropy.table_counts(table)[1].sum() == 1 << PRECISION
+
+
+@pytest.mark.parametrize("byte", [0, 0x55, 0xFF])
+def test_hostile_tables_and_payloads_end_in_bounded_time(byte):
+    start = time.perf_counter()
+    with pytest.raises(BitstreamError):
+        entropy.unpack_table(bytes([byte]) * 5_000_000)
+    outcome(entropy.decode_pooled, bytes([byte]) * 20_000, random_table(0), 100_000)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("numbers", [[], [128], [-129, 0]])
+def test_a_table_of_no_or_large_symbols_is_refused(numbers):
+    with pytest.raises(ValueError, match="expected"):
+        entropy.table_of(np.array(numbers, np.int64))
+
+
+@pytest.mark.parametrize("symbol", [-2, 1, 3, 9])
+def test_a_symbol_that_is_not_in_the_table_is_refused(symbol):
+    table = entropy.table_of(np.array([-1, 0, 2, 2]))
+    with pytest.raises(ValueError, match="does not have"):
+        entropy.encode_pooled(np.array([0, symbol]), table)
+
+
 # ---------------------------------------------------------------------------- indices
 
 

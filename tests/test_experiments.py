@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -153,6 +154,179 @@ def test_optimizers_smoke(tmp_path: Path) -> None:
     assert len(gains) == 2 and min(map(float, gains)) > -0.05
 
 
+def test_strumpler_smoke(tmp_path: Path) -> None:
+    from experiments import strumpler
+
+    folder = strumpler.main(strumpler.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    assert [row.codec for row in rows] == ["strumpler-basic", "strumpler-meta"]
+    side = json.loads((folder / "side.json").read_text())
+    for row in rows:
+        assert 35 < side[f"{row.codec} {row.setting}"] < 200 < row.num_bytes
+    table = (folder / "table.md").read_text()
+    assert table.count("| basic, 8 bit |") == table.count("| meta-learned, 7 bit |") == 2
+    columns = next(line for line in table.splitlines() if "against published" in line)
+    assert columns.count("against published: ") == 2 and "measured here" in columns
+
+
+def test_strumpler_compares_with_jpeg_and_with_the_published_curves(
+    data_root: Path, tmp_path: Path
+) -> None:
+    """The committed JPEG rows of Kodak, under another name, beside the JPEG rows themselves."""
+    from dataclasses import replace
+
+    from experiments import strumpler
+    from inrjax.images import read_image
+
+    images = {path.stem: read_image(path).image for path in datasets.kodak(data_root)}
+    jpeg = strumpler.measured_jpeg(images)
+    assert {row.image for row in jpeg} == set(images)
+    config = replace(strumpler.Config(), basic_bits=(8,), meta_bits=())
+    [series] = strumpler.build_series(config).values()
+    qualities = sorted({row.setting for row in jpeg}, key=lambda s: int(s.split("=")[-1]))
+    names = dict(zip(qualities, (codec.setting for codec in series), strict=False))
+    rows = [
+        replace(row, codec=series[0].name, setting=names[row.setting])
+        for row in jpeg
+        if row.setting in names
+    ]
+    [line] = strumpler._bd_rates(config, rows, images).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert float(cells[1].split(" %")[0]) == pytest.approx(0, abs=0.2)
+    assert all(" dB" in cell for cell in cells[2:])
+
+
+def test_activations_smoke(tmp_path: Path) -> None:
+    from experiments import activations
+
+    options = activations.Options(output=tmp_path, smoke=True)
+    folder = activations.main(options)
+    rows = activations.read_rows(folder / "rows.csv", activations.Row)
+    assert len(rows) == 2 * 2 * activations.SMOKE.num_images
+    assert all(5 < row.psnr < 60 for row in rows)
+    table = (folder / "table.md").read_text()
+    assert table.count("| sine |") == 2 and table.count("| ReLU + encoding |") == 2
+    trials = json.loads((folder / "trials.json").read_text())["ReLU + encoding, Adam"]
+    assert len(trials) == 3 and trials[0]["psnr"] == max(trial["psnr"] for trial in trials)
+    activations.main(options)  # nothing is measured twice
+    assert activations.read_rows(folder / "rows.csv", activations.Row) == rows
+    assert (folder / "table.md").read_text() == table
+
+
+def test_nets_of_activations_are_siren_s_where_they_should_be() -> None:
+    import jax
+    import numpy as np
+
+    from experiments import activations
+    from inrjax.images import coordinates
+    from inrjax.nets.siren import Encoding, Siren
+
+    assert len({method.net.num_params for method in activations.METHODS}) == 2
+    ours = activations.Mlp(activations.Sine(), 66, 5, 2)
+    siren = Siren(5, 2, encoding=Encoding(16, 1.3))
+    params, coords = siren.init(jax.random.key(0)), coordinates(3, 4)
+    assert ours.num_params == siren.num_params
+    # Encodings hold the same features, in another order.
+    order = [0, 1, *(2 + 2 * i + axis for i in range(32) for axis in range(2))]
+    features = activations.encode(coords, siren.encoding)[:, order]
+    np.testing.assert_allclose(
+        ours.apply_columns(params, features.T, siren.w0).T, siren.apply(params, coords), atol=1e-4
+    )
+    for activation, bound in ((activations.Finer(), 6), (activations.Sine(), 6)):
+        net = activations.Mlp(activation, 2, 50, 1)
+        first, last = net.init(jax.random.key(1), 30.0, 4.0).values()
+        assert 3.5 < abs(first["bias"]).max() <= 4 and 0.45 < abs(first["weight"]).max() <= 0.5
+        assert abs(last["weight"]).max() <= (bound / 50) ** 0.5 / 30
+
+
+def test_coconet_smoke(tmp_path: Path) -> None:
+    from experiments import activations, coconet
+
+    options = coconet.Options(output=tmp_path, smoke=True)
+    folder = coconet.main(options)
+    rows = activations.read_rows(folder / "rows.csv", coconet.Row)
+    assert len(rows) == coconet.SMOKE.num_images * (4 + 1 + 2 * len(coconet.SMOKE.methods))
+    by_method = {(row.task, row.method, row.image): row.psnr for row in rows}
+    for (task, method, image), psnr in by_method.items():
+        if (task, method) == ("denoising", "total variation"):
+            assert psnr > by_method[task, "nothing", image]
+    table = (folder / "table.md").read_text()
+    assert table.count("| CocoNet |") == 2 and (folder / "steps.png").stat().st_size > 1000
+    coconet.main(options)  # nothing is measured twice
+    assert (folder / "table.md").read_text() == table
+
+
+def test_coconet_s_inputs_and_tasks() -> None:
+    import numpy as np
+
+    from experiments import coconet
+
+    features = coconet.CocoInputs()((4, 6), (4, 6)).reshape(4, 6, 6)
+    y, x = 1.5, 4.5  # of pixel (1, 4)
+    expected = [y, x, 4 - y, 6 - x, np.hypot(y - 2, x - 3), np.arctan2(x, y)]
+    np.testing.assert_allclose(features[1, 4], expected, rtol=1e-5)
+    fine = coconet.CocoInputs()((8, 12), (4, 6)).reshape(8, 12, 6)
+    means = fine.reshape(4, 2, 6, 2, 6).mean(axis=(1, 3))
+    np.testing.assert_allclose(means[..., :4], features[..., :4], rtol=1e-5)  # the same places
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert coconet.shrink(image, 2)[0, 0].tolist() == [8, 9, 10]  # of 0 3 12 15, 1 4 13 16, ...
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    noise = coconet.add_noise(grey, 20.0, 0).astype(float) - 128
+    assert abs(noise.std() - 20) < 0.5 and abs(noise.mean()) < 0.5
+
+
+def test_meta_learning_smoke(tmp_path: Path) -> None:
+    from experiments import meta_learning
+
+    options = meta_learning.Options(output=tmp_path, smoke=True)
+    folder = meta_learning.main(options)
+    [learner] = meta_learning.SMOKE.learners
+    names = [meta_learning.reference(24), learner.name, meta_learning.NO_PRIOR]
+    tables = sorted(folder.glob("*/adam/rows.csv"))
+    assert len(tables) == len(names)
+    for table in tables:
+        settings = {row.setting for row in results.read_rows(table)}
+        assert settings == {f"width=24_steps={n}" for n in (0, 3, 40)}
+    text = (folder / "table.md").read_text()
+    assert all(f"| {name} |" in text for name in names) and "Does it save 15 %" in text
+    assert (folder / "lead.png").stat().st_size > 1000
+    meta_learning.main(options)  # nothing is measured twice
+    assert (folder / "table.md").read_text() == text
+
+
+def test_an_unfitted_file_holds_the_init_itself() -> None:
+    import numpy as np
+
+    from experiments import meta_learning
+    from inrjax.codecs.inr import reconstruct
+    from inrjax.init import packaged_init
+
+    learned = packaged_init(24)
+    image = next(iter(datasets.packaged().values()))[:40, :56]
+    codec, _, *_ = meta_learning.series(meta_learning.SMOKE, learned, meta_learning.OPTIMIZERS[0])
+    [image_hat] = codec.decode(codec.encode([image]))
+    params = learned.mean()
+    exact = reconstruct(learned.net, params, 40, 56)
+    assert np.abs(image_hat.astype(int) - exact).max() <= 1
+
+
+def test_bytes_saved_of_known_curves() -> None:
+    import numpy as np
+
+    from experiments.meta_learning import Column, bytes_saved
+
+    rng = np.random.default_rng(0)
+    noise, ones = rng.normal(size=20), np.ones(20)
+    curve = [Column(n * ones, p + noise) for n, p in ((1000, 24.0), (2000, 26.0), (4000, 28.0))]
+    # 25 dB lies half way between 1000 and 2000 bytes, in the logarithm.
+    found = bytes_saved(Column(0.8 * 1000 * 2**0.5 * ones, 25 + noise), curve)
+    assert found.value == pytest.approx(-20) and found.low == pytest.approx(-20)
+    assert np.isnan(bytes_saved(Column(ones, 29 + noise), curve).value)
+    # Without pairing by image the interval of a noisy method is wide; it still covers the value.
+    other = bytes_saved(Column(0.8 * 1000 * 2**0.5 * ones, 25 + rng.normal(size=20)), curve)
+    assert other.low is not None and other.high is not None and other.low < other.value < other.high
+
+
 def test_scale_smoke(tmp_path: Path) -> None:
     from experiments import scale
 
@@ -183,6 +357,7 @@ def test_train_inits_smoke(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from experiments import train_inits
+    from inrjax import trees
     from inrjax.init import load_init
 
     monkeypatch.setenv("INRJAX_DATA", str(data_root))
@@ -192,22 +367,42 @@ def test_train_inits_smoke(
     init = load_init(path)
     assert init.net.width == 8 and "CC BY-SA" in init.info["licence"]
     assert init.info["num_images"] == 2 and init.info["config"]["num_steps"] == 2
-
-
-def test_a_prior_can_be_learned_around_the_packaged_init(
-    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from experiments import train_inits
-    from inrjax import trees
-    from inrjax.init import load_init, packaged_init
-
-    monkeypatch.setenv("INRJAX_DATA", str(data_root))
-    options = "--widths 24 --prior-around-init --prior-images 1 --prior-steps 2 --max-images 1"
-    [path] = train_inits.main([*options.split(), "--output", str(tmp_path)])
-    init, packaged = load_init(path), packaged_init(24)
     assert all(keep == 1 for _, keep in trees.leaves(init.keep))
-    assert trees.digest(init.params) == trees.digest(packaged.params)
-    assert init.digest != packaged.digest
+
+
+def test_architecture_smoke(tmp_path: Path) -> None:
+    from experiments import architecture
+
+    folder = architecture.main(architecture.Options(output=tmp_path, smoke=True))
+    table = (folder / "table.md").read_text("utf-8")
+    assert "the packaged init" in table and "2 layers of 16, w0 15" in table
+
+
+def test_the_ladder_is_made_of_the_rows_of_other_runs(tmp_path: Path) -> None:
+    from experiments import kodak_rd, ladder
+
+    kodak_rd.main(kodak_rd.Options(output=tmp_path / "kodak_rd", smoke=True))
+    options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
+    folder = ladder.main(options)
+    table = (folder / "table.md").read_text("utf-8")
+    assert "| coin | width=20_depth=5_steps=20 |" in table and "| meta-siren | width=32" in table
+    rows = results.read_rows(folder / "rows.csv")
+    assert {row.codec for row in rows} == {"coin", "meta-siren"}
+    sides = json.loads((folder / "side_bytes.json").read_text("utf-8"))
+    assert all(0 < side < 48 for side in sides.values())
+    for row in rows:  # what is beside the params is never more than the file
+        assert sides[f"{row.codec} {row.setting}"] < row.num_bytes
+    # The streams gone, the table is the same.
+    shutil.rmtree(next(tmp_path.glob("kodak_rd/*/streams")))
+    assert (ladder.main(options) / "table.md").read_text("utf-8") == table
+
+
+def test_the_ladder_counts_multiplications_of_every_layer() -> None:
+    from experiments import ladder
+    from inrjax.nets.siren import Encoding, Siren
+
+    net = Siren(8, 3, encoding=Encoding(4, 1.5))
+    assert ladder.multiplications(net) == 18 * 8 + 2 * 8 * 8 + 8 * 3
 
 
 def test_benchmark_codec_smoke(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MAML on quadratics, where adaptation and both meta-gradients have a closed form."""
+"""MAML and Reptile on quadratics, where adaptation and meta-gradients have a closed form."""
 
 from __future__ import annotations
 
@@ -126,6 +126,95 @@ def test_init_meta() -> None:
     assert all(np.all(np.asarray(leaf) == 0.25) for leaf in jax.tree.leaves(state.rates))
     with pytest.raises(ValueError, match="inner_steps=0"):
         meta.init_meta(params, 0, 0.25)
+
+
+# ---------------------------------------------------------------------------- other rates, Reptile
+
+
+def rates_of(state: meta.MetaParams, inner_steps: int) -> np.ndarray:
+    return np.asarray(meta.spread_rates(state, inner_steps))
+
+
+@pytest.mark.parametrize("start", [meta.init_meta_sgd, meta.init_meta_scalar])
+def test_fewer_rates_adapt_as_the_same_rates_for_every_step(start) -> None:
+    with jax.enable_x64(True):
+        full = meta.init_meta(jnp.asarray(START), 3, 0.2)
+        few = start(jnp.asarray(START), 0.2)
+        assert few.rates.size < full.rates.size
+        np.testing.assert_array_equal(rates_of(few, 3), rates_of(full, 3))
+        inner = jnp.asarray(RNG.normal(size=(3, DIM)))
+        adapted = [meta.adapt(quadratic, one, inner, False) for one in (few, full)]
+        np.testing.assert_array_equal(*adapted)
+
+
+def test_the_gradient_of_a_shared_rate_is_the_sum_over_its_steps() -> None:
+    _, centres, outer = example(3)
+    with jax.enable_x64(True):
+        task = meta.Task(jnp.asarray(centres), jnp.asarray(outer))
+        gradient = meta.maml(quadratic, first_order=False)
+        kinds = (
+            meta.init_meta(jnp.asarray(START), 3, 0.2),
+            meta.init_meta_sgd(jnp.asarray(START), 0.2),
+            meta.init_meta_scalar(jnp.asarray(START), 0.2),
+        )
+        found = jax.tree.map(np.asarray, [gradient(kind, task) for kind in kinds])
+    (loss, full), (same, shared), (_, scalar) = found
+    assert loss == same
+    np.testing.assert_allclose(shared.params, full.params, rtol=1e-12)
+    np.testing.assert_allclose(shared.rates, full.rates.sum(0, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(scalar.rates, full.rates.sum(), rtol=1e-12)
+
+
+def test_fixed_rates_stay_and_params_learn_as_before() -> None:
+    gradient = meta.maml(quadratic, first_order=False)
+    state = meta.init_meta_scalar(jnp.asarray(START, jnp.float32), 0.1)
+    task = meta.Task(jnp.ones((2, DIM)), jnp.zeros(DIM))
+    (loss, learned), (same, fixed) = gradient(state, task), meta.fixed_rates(gradient)(state, task)
+    assert loss == same and learned.rates != 0 and fixed.rates == 0
+    np.testing.assert_array_equal(learned.params, fixed.params)
+    begin = meta.start(meta.init_meta_scalar(jnp.zeros(DIM), 0.05), OPTIMIZER)
+    moved, _ = meta.advance_by(
+        meta.fixed_rates(gradient), partial(sample, NEVER), begin, OPTIMIZER, 3, KEY
+    )
+    assert float(moved.meta.rates) == np.float32(0.05)
+    assert not np.array_equal(moved.meta.params, begin.meta.params)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4])
+def test_reptile_on_a_quadratic_is_its_closed_form(inner_steps) -> None:
+    """With plain descent at a rate r: adapted - c = (I - r H)^k (params - c)."""
+    rate, centre = 0.1, RNG.normal(size=DIM)
+    contraction = np.linalg.matrix_power(np.eye(DIM) - rate * HESSIAN, inner_steps)
+    adapted = centre + contraction @ (START - centre)
+    with jax.enable_x64(True):
+        task = meta.Task(jnp.tile(jnp.asarray(centre), (inner_steps, 1)), jnp.asarray(centre))
+        state = meta.MetaParams(jnp.asarray(START), {})
+        loss, gradient = meta.reptile(quadratic, optax.sgd(rate))(state, task)
+    error = adapted - centre
+    assert float(loss) == pytest.approx(0.5 * error @ HESSIAN @ error, rel=1e-10)
+    np.testing.assert_allclose(gradient.params, START - adapted, rtol=1e-10)
+    assert gradient.rates == {}
+    if inner_steps == 1:  # one step of Reptile is a step on the mean loss
+        np.testing.assert_allclose(gradient.params, rate * HESSIAN @ (START - centre), rtol=1e-10)
+
+
+def test_an_outer_step_of_reptile_goes_epsilon_of_the_way_to_the_mean_of_the_adapted() -> None:
+    epsilon, inner = 0.25, optax.adam(0.1)
+    outer = optax.sgd(epsilon)
+    begin = meta.start(meta.MetaParams(jnp.asarray(START, jnp.float32), {}), outer)
+    gradient = meta.reptile(quadratic, inner)
+    moved, _ = meta.advance_by(gradient, partial(sample, NEVER), begin, outer, 1, KEY)
+    tasks = sample(NEVER, jax.random.fold_in(KEY, 0))
+    adapted = []
+    for centres in tasks.inner:
+        params, opt_state = begin.meta.params, inner.init(begin.meta.params)
+        for centre in centres:
+            grads = jax.grad(quadratic)(params, centre)
+            updates, opt_state = inner.update(grads, opt_state, params)
+            params = params + updates
+        adapted.append(params)
+    expected = START + epsilon * (np.mean(adapted, axis=0) - START)
+    np.testing.assert_allclose(moved.meta.params, expected, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------- the outer loop

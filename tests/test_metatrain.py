@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import photograph
 
-from inrjax import metatrain, trees
+from inrjax import metatrain, optimizers, trees
 from inrjax.images import coordinates
 from inrjax.init import Init, load_init, save_init
 
@@ -133,7 +133,7 @@ def test_progress_rises_to_a_fixed_total() -> None:
 
 
 def test_divergence_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(config, net, num_steps, mesh, state, data):
+    def diverged(config, method, net, num_steps, mesh, state, data):
         return state, np.full(num_steps, np.nan)
 
     monkeypatch.setattr(metatrain, "_advance", diverged)
@@ -152,6 +152,47 @@ def test_no_images_are_refused() -> None:
 def test_a_count_of_zero_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         replace(CONFIG, **{field: 0})
+
+
+# ---------------------------------------------------------------------------- methods
+
+SHORT = replace(CONFIG, num_steps=3)
+
+
+@pytest.mark.parametrize(
+    "method", [metatrain.FixedRateMaml(), metatrain.Reptile(optimizers.Adam(1e-3))], ids=str
+)
+def test_another_method_moves_the_params_and_resumes(method, tmp_path: Path) -> None:
+    whole = metatrain.meta_train(SHORT, method, IMAGES)
+    begun = dict(trees.leaves(metatrain.initial_params(SHORT, whole.net)))
+    for path, leaf in trees.leaves(whole.params):
+        assert np.isfinite(leaf).all()
+        assert not np.array_equal(leaf, np.asarray(begun[path], np.float16))
+    rates = [leaf for _, leaf in trees.leaves(whole.rates or {})]
+    if isinstance(method, metatrain.Reptile):
+        assert rates == []
+    else:
+        assert {len(leaf) for leaf in rates} == {2}
+        assert all((leaf == np.float16(method.inner_rate)).all() for leaf in rates)
+    assert same(metatrain.meta_train(SHORT, method, IMAGES, tmp_path), whole)
+    assert same(metatrain.meta_train(SHORT, method, IMAGES, tmp_path), whole)  # nothing left to do
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.meta_train(SHORT, replace(method), IMAGES[:2], tmp_path)
+    other = metatrain.FixedRateMaml(inner_rate=0.01)
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.meta_train(SHORT, other, IMAGES, tmp_path)
+
+
+def test_meta_sgd_starts_with_one_rate_for_each_parameter() -> None:
+    params = {"layer": {"weight": jnp.ones((3, 2)), "bias": jnp.zeros(3)}}
+    state = metatrain.MetaSgd(inner_rate=0.02).start(params, 4)
+    assert jax.tree.map(jnp.shape, state.rates) == {"layer": {"weight": (1, 3, 2), "bias": (1, 3)}}
+
+
+def test_train_init_is_maml_and_then_the_prior(whole: Init) -> None:
+    start = metatrain.meta_train(CONFIG, metatrain.Maml(), IMAGES)
+    assert trees.digest(start.params) == trees.digest(whole.params)
+    assert same(metatrain.learn_prior(CONFIG, start, IMAGES), whole)
 
 
 # ---------------------------------------------------------------------------- tasks
@@ -205,7 +246,8 @@ def test_tasks_depend_on_the_key_alone() -> None:
 
 def test_maml_starts_at_small_biases_and_the_stated_rates() -> None:
     net = metatrain.Siren(4, 2)
-    state = metatrain._initial_meta(CONFIG, net)
+    params = metatrain.initial_params(CONFIG, net)
+    state = metatrain.Maml().start(params, CONFIG.inner_steps)
     drawn = net.init(jax.random.key(CONFIG.seed))
     for name, layer in drawn.items():
         np.testing.assert_array_equal(state.params[name]["weight"], layer["weight"])

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from inrjax import optimizers
+from inrjax import fit, optimizers
 
 SPECS = [
     optimizers.Muon(0.02), optimizers.Adam(0.02), optimizers.Adam(0.02, final=0.1),
-    optimizers.Soap(0.02),
+    optimizers.Soap(0.02), optimizers.PlateauAdam(0.02, 5),
 ]  # fmt: skip
 
 
@@ -49,6 +49,39 @@ def test_muon_and_soap_decay_to_zero(kind) -> None:
 
 def test_muon_s_steps_shrink_with_its_schedule() -> None:
     assert np.all(np.diff(update_sizes(optimizers.Muon(0.02)), axis=0) < 0)
+
+
+def moves(optimizer: optimizers.Optimizer, losses: list[float]) -> np.ndarray:
+    """The size of each update of a fit whose gradient is constant and whose losses are these."""
+    given = jnp.array(losses)
+
+    def loss_fn(params, step, key):
+        return given[step] + params - jax.lax.stop_gradient(params)
+
+    def trace(steps: int) -> float:
+        state = fit.start(jnp.zeros(()), optimizer.build(len(losses)))
+        key = jax.random.key(0)
+        return fit.advance(loss_fn, state, optimizer.build(len(losses)), steps, 1, key)[0].params
+
+    places = [0.0, *(float(jax.jit(trace, static_argnums=0)(n + 1)) for n in range(len(losses)))]
+    return -np.diff(places)
+
+
+@pytest.mark.parametrize("average", [1, 2])
+def test_a_plateau_halves_adam_s_rate(average) -> None:
+    patient = optimizers.PlateauAdam(0.01, patience=4, average=average)
+    falling = [0.9**i for i in range(6)]
+    np.testing.assert_allclose(moves(patient, falling), 0.01, rtol=1e-3)
+    # The first loss is the lowest: after 4 more (of two steps each, 2 more) the rate is halved.
+    sizes = moves(patient, [1.0] * 8)
+    first = {1: 4, 2: 5}[average]
+    np.testing.assert_allclose(sizes[:first], 0.01, rtol=1e-3)
+    np.testing.assert_allclose(sizes[first], 0.005, rtol=1e-3)
+
+
+def test_a_warmup_rises_to_the_rate() -> None:
+    sizes = moves(optimizers.PlateauAdam(0.01, patience=100, warmup=4), [1.0] * 6)
+    np.testing.assert_allclose(sizes, [0, 0.0025, 0.005, 0.0075, 0.01, 0.01], atol=1e-5)
 
 
 @pytest.mark.parametrize("final", [0, 0.1, 1])

@@ -302,3 +302,167 @@ def test_the_grid_has_an_optimiser_of_its_own() -> None:
         np.testing.assert_allclose(updates[name], -overfit.GRID_LEARNING_RATE, rtol=1e-4)
     rates = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates["net"])]
     assert max(rates) < overfit.GRID_LEARNING_RATE
+
+
+# ---------------------------------------------------------------------------- Strümpler
+
+ALL_TILES = 4
+
+
+def host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def zeros_like(tree: Any) -> Any:
+    return jax.tree.map(np.zeros_like, tree)
+
+
+def origin_of(centre: Any, l1: float = 0.0) -> overfit.Origin:
+    return overfit.Origin(host(INIT(3)), None, centre, np.float32(l1), jax.random.key(0))
+
+
+def sparse_fit(centre: Any, l1: float) -> fit.FitResult:
+    plan = overfit.SparsePlan(NET, optimizers.Adam(0.01), STEPS, ALL_TILES, window=1)
+    [result] = fit.fit_batch(plan, origin_of(centre, l1), [points()])
+    return result
+
+
+def norm(params: Any, centre: Any) -> float:
+    return float(np.abs(trees.ravel(params) - trees.ravel(centre)).sum())
+
+
+def test_the_l1_norm_is_in_the_loss_and_a_larger_one_is_nearer_the_centre() -> None:
+    start = host(INIT(3))
+    plain, held = sparse_fit(start, 0.0), sparse_fit(start, 0.01)
+    begin = 10 ** (-psnr(NET, start) / 10)
+    # All tiles in every step: the losses are the image's mse, and it falls.
+    assert plain.losses[0] == pytest.approx(begin, rel=1e-4)
+    assert -10 * np.log10(plain.losses.min()) == pytest.approx(psnr(NET, plain.params), abs=1e-3)
+    assert psnr(NET, held.params) > psnr(NET, start) + 1
+    assert norm(held.params, start) < 0.7 * norm(plain.params, start)
+    # The paper's weight is for the error on [-1, 1], 4 times ours.
+    around_zero = sparse_fit(zeros_like(start), 0.01)
+    expected = begin + 0.01 / 4 * norm(start, zeros_like(start))
+    assert around_zero.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_published_schedule_fits_a_batch() -> None:
+    halving = optimizers.PlateauAdam(0.01, patience=5, warmup=4)
+    plan = overfit.SparsePlan(NET, halving, STEPS, ALL_TILES, window=1)
+    start = host(INIT(3))
+    results = fit.fit_batch(plan, origin_of(start, 1e-5), [points(), points(255 - IMAGE)])
+    for result, image in zip(results, (IMAGE, 255 - IMAGE), strict=True):
+        assert psnr(NET, result.params, image) > psnr(NET, start, image) + 3
+
+
+def test_a_sparse_fit_starts_at_the_adapted_init() -> None:
+    shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
+    origin = overfit.Origin(shared.params, shared.rates, shared.params, 0.0, shared.key)
+    datum = jax.tree.map(jnp.asarray, points())
+    plan = overfit.SparsePlan(NET, optimizers.Adam(0.01), STEPS, ALL_TILES, window=1)
+    started = jax.jit(plan.start)(origin, datum).params
+    adapted = jax.jit(rate_plan().start)(shared, datum).params["net"]
+    np.testing.assert_array_equal(trees.ravel(started), trees.ravel(adapted))
+    assert norm(started, shared.params) > 0.01
+
+
+NUM_BITS = 4
+
+
+def coarse() -> tuple[overfit.Gridded, Any]:
+    """A random net around a centre of its own, on a grid of few bits, and the centre. The biases
+    are the centre's: on so coarse a grid, their errors would hide those of the weights."""
+    params, other = host(INIT(3)), host(INIT(4))
+    centre = {
+        name: {"bias": layer["bias"], "weight": 0.3 * other[name]["weight"]}
+        for name, layer in params.items()
+    }
+    delta = jax.tree.map(lambda a, b: (a - b).astype(np.float32), params, centre)
+    grid = quantize.choose_grid(delta, NUM_BITS)
+    steps = jax.tree.map(lambda index: np.float32(quantize.step_size(index)), grid)
+    limits = tuple(map(np.float32, quantize.symbol_range(NUM_BITS)))
+    return overfit.Gridded(points(), delta, steps, limits), centre
+
+
+def on_grid(delta: Any, datum: overfit.Gridded, centre: Any) -> Any:
+    """The params that a file of the delta holds."""
+    return jax.tree.map(
+        lambda c, d, s: c + s * quantize.clipped(d, s, NUM_BITS).astype(np.float32),
+        centre, host(delta), datum.steps,
+    )  # fmt: skip
+
+
+def layer_errors(exact: Any, rounded: Any, datum: overfit.Gridded) -> float:
+    """The mean over points and neurons of the squared error of each layer, added, by hand."""
+    coords = coordinates(*IMAGE.shape[:2])
+    angles = (coords[:, None] * NET.encoding.angular()[:, None]).reshape(len(coords), -1)
+    h = h_hat = np.concatenate([coords, np.sin(angles), np.cos(angles)], axis=1)
+    total = 0.0
+    for i, name in enumerate(sorted(exact)):
+        outputs = [
+            n @ params[name]["weight"].T + params[name]["bias"]
+            for n, params in ((h, exact), (h_hat, rounded))
+        ]
+        h, h_hat = (np.sin(NET.w0 * o) if i < NET.depth else o for o in outputs)
+        total += float(np.mean((h - h_hat) ** 2))
+    return total
+
+
+def test_adaround_rounds_better_than_to_the_nearest() -> None:
+    datum, centre = coarse()
+    # So few points need a larger weight of the penalty than an image's 1e-4.
+    plan = overfit.RoundingPlan(NET, optimizers.Adam(0.05), 200, ALL_TILES, penalty=0.1)
+    [result] = fit.fit_batch(plan, origin_of(centre), [datum])
+    shares = host(overfit.soft_roundings(result.params))
+    moved = {
+        name: {
+            "bias": datum.delta[name]["bias"],
+            "weight": layer["weight"]
+            * (np.floor(datum.delta[name]["weight"] / layer["weight"]) + shares[name]),
+        }
+        for name, layer in datum.steps.items()
+    }
+    exact = jax.tree.map(np.add, centre, datum.delta)
+    errors = [
+        layer_errors(exact, on_grid(delta, datum, centre), datum) for delta in (datum.delta, moved)
+    ]
+    assert errors[1] < 0.9 * errors[0]
+    # Every weight is between its two neighbours, and most are decided.
+    everywhere = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(shares)])
+    assert everywhere.min() >= 0 and everywhere.max() <= 1
+    assert np.mean(np.abs(everywhere - 0.5) > 0.48) > 0.6
+    # Before the first step weights are clipped, but not rounded.
+    limits = quantize.symbol_range(NUM_BITS)
+    clipped = jax.tree.map(
+        lambda c, d, step: c + step * np.clip(d / step, *limits), centre, datum.delta, datum.steps
+    )
+    num_points = IMAGE.shape[0] * IMAGE.shape[1]
+    expected = num_points * layer_errors(exact, clipped, datum)
+    assert result.losses[0] == pytest.approx(expected, rel=2e-2, abs=1e-3)
+
+
+def test_a_layer_learns_its_rounding_from_its_own_output_alone() -> None:
+    datum, centre = coarse()
+    exact = jax.tree.map(np.add, centre, datum.delta)
+    tile = (datum.points.coords[0], datum.points.pixels[0], datum.points.weights[0])
+    slopes = jax.jit(jax.grad(lambda rounded: overfit._layer_errors(NET, (exact, rounded), *tile)))
+    rounded = on_grid(datum.delta, datum, centre)
+    names = sorted(rounded)
+    other = {**rounded, names[-1]: jax.tree.map(lambda leaf: 2 * leaf, rounded[names[-1]])}
+    found, elsewhere = slopes(rounded), slopes(other)
+    for name in names[:-1]:
+        for a, b in zip(*(jax.tree.leaves(g[name]) for g in (found, elsewhere)), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.abs(a).max() > 0
+    assert not np.allclose(found[names[-1]]["weight"], elsewhere[names[-1]]["weight"])
+
+
+def test_retraining_improves_the_net_as_it_is_coded() -> None:
+    datum, centre = coarse()
+    plan = overfit.RetrainingPlan(NET, optimizers.Adam(3e-3), STEPS, ALL_TILES, window=1)
+    [result] = fit.fit_batch(plan, origin_of(centre), [datum])
+    before, after = (on_grid(d, datum, centre) for d in (datum.delta, result.params))
+    assert psnr(NET, after) > psnr(NET, before) + 1
+    # What the steps saw is what the file holds.
+    assert -10 * np.log10(result.losses[0]) == pytest.approx(psnr(NET, before), abs=0.02)
+    assert -10 * np.log10(result.losses.min()) == pytest.approx(psnr(NET, after), abs=0.02)

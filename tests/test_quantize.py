@@ -132,3 +132,97 @@ def test_noise_has_derivative_one():
     x = jnp.linspace(-4, 4, 9)
     slope = jax.grad(lambda x: jnp.sum(quantize.add_noise(x, jax.random.key(0))))(x)
     np.testing.assert_array_equal(slope, 1)
+
+
+# ---------------------------------------------------------------------------- a few bits a param
+
+NUM_BITS = st.integers(2, 8)
+arrays = st.lists(st.floats(-100, 100, allow_nan=False), min_size=1, max_size=40)
+
+
+def squared_error(numbers: np.ndarray, index: int, num_bits: int) -> float:
+    step = quantize.step_size(index)
+    return float(np.sum((step * quantize.clipped(numbers, step, num_bits) - numbers) ** 2))
+
+
+@given(arrays, NUM_BITS)
+@settings(deadline=None)
+def test_no_larger_step_and_no_other_tried_one_has_less_error(numbers, num_bits):
+    numbers = np.array(numbers)
+    index = quantize.choose_grid({"a": numbers}, num_bits)["a"]
+    own = squared_error(numbers, index, num_bits)
+    largest = np.abs(numbers).max()
+    highest = quantize.symbol_range(num_bits)[1]
+    if largest > 1e-5:
+        whole = quantize.nearest_index(largest / highest)
+        assert whole - 26 <= index <= whole + 1
+        for other in range(max(0, whole - 20), whole + 1):
+            assert own <= squared_error(numbers, other, num_bits) * (1 + 1e-9)
+
+
+@given(arrays, NUM_BITS)
+@settings(deadline=None)
+def test_clipped_symbols_are_in_range_and_nearest(numbers, num_bits):
+    numbers, (low, high) = np.array(numbers), quantize.symbol_range(num_bits)
+    assert high - low == (1 << num_bits) - 1 and low == -high - 1
+    symbols = quantize.clipped(numbers, 0.5, num_bits)
+    assert symbols.min() >= low and symbols.max() <= high
+    within = (symbols > low) & (symbols < high)
+    assert np.all(np.abs(numbers - 0.5 * symbols)[within] <= 0.25)
+
+
+def test_steps_follow_the_scale_of_each_array():
+    numbers = np.random.default_rng(0).normal(0, 1, (30, 20))
+    tree = {"x": {"a": numbers, "b": numbers / 4, "zero": np.zeros(3)}}
+    grid = quantize.choose_grid(tree, 7)["x"]
+    assert grid["a"] - grid["b"] == 16  # two octaves
+    np.testing.assert_array_equal(
+        quantize.clipped(np.zeros(3), quantize.step_size(grid["zero"]), 7), 0
+    )
+    # At 7 bits, rounding costs less than a thousandth of a normal variable's power.
+    assert squared_error(numbers, grid["a"], 7) < 1e-3 * np.sum(numbers**2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_step_is_chosen_for_what_is_not_finite(bad):
+    with pytest.raises(ValueError, match="x/a"):
+        quantize.choose_grid({"x": {"a": np.array([1.0, bad])}}, 8)
+
+
+# ---------------------------------------------------------------------------- AdaRound
+
+
+def test_rounding_starts_where_no_rounding_is():
+    fractions = jnp.linspace(0, 0.999, 101)
+    v = quantize.rounding_start(fractions)
+    np.testing.assert_allclose(quantize.soft_rounding(v), fractions, atol=1e-6)
+    np.testing.assert_array_equal(quantize.soft_rounding(v) >= 0.5, v >= 0)
+
+
+def test_soft_rounding_reaches_down_and_up():
+    v = jnp.linspace(-20, 20, 401)
+    h = quantize.soft_rounding(v)
+    assert float(h.min()) == 0 and float(h.max()) == 1 and np.all(np.diff(h) >= 0)
+
+
+@pytest.mark.parametrize("beta", [2.0, 5.0, 20.0])
+def test_the_penalty_is_that_of_the_paper_and_pushes_to_the_ends(beta):
+    v = jnp.array([-3.0, -1.0, -0.2, 0.2, 1.0, 3.0])
+    h = np.asarray(quantize.soft_rounding(v), np.float64)
+    penalty, slopes = jax.value_and_grad(quantize.rounding_penalty)(v, beta)
+    assert float(penalty) == pytest.approx(np.sum(1 - np.abs(2 * h - 1) ** beta), rel=1e-5)
+    # Downhill is away from the middle; beyond the ends there is no slope.
+    np.testing.assert_array_equal(np.sign(slopes), [0, 1, 1, -1, -1, 0])
+    assert float(quantize.rounding_penalty(jnp.array([-9.0, 9.0]), beta)) == 0
+
+
+def test_a_larger_beta_leaves_the_undecided_alone():
+    slope = jax.grad(quantize.rounding_penalty)
+    undecided = jnp.array([0.3])
+    assert abs(float(slope(undecided, 20.0)[0])) < 1e-3 < abs(float(slope(undecided, 2.0)[0]))
+    assert np.all(np.isfinite(slope(jnp.zeros(1), 2.0)))
+
+
+def test_beta_falls_along_a_cosine():
+    betas = [float(quantize.rounding_beta(jnp.asarray(s), 20.0, 2.0)) for s in (0, 0.25, 0.5, 1)]
+    np.testing.assert_allclose(betas, [20, 2 + 9 * (1 + 0.5**0.5), 11, 2], rtol=1e-6)

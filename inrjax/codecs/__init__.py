@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from inrjax import bitstream
 from inrjax.base import Base, load_base
-from inrjax.codecs import classic, fmm, inr, modern, modulated, product, vvc
+from inrjax.codecs import classic, fmm, inr, modern, modulated, product, strumpler, vvc
 from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
 from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
 from inrjax.codecs.modern import Hevc, JpegXl
 from inrjax.codecs.modulated import ModulatedSiren
 from inrjax.codecs.product import ProductSiren
+from inrjax.codecs.strumpler import StrumplerBasic, StrumplerMeta
 from inrjax.codecs.vvc import Vvc
 from inrjax.init import Init, load_init
 from inrjax.types import BitstreamError, Codec, Image
@@ -23,6 +24,7 @@ from inrjax.types import BitstreamError, Codec, Image
 __all__ = [
     "BY_NAME",
     "BY_TAG",
+    "DEFAULT_MAX_PIXELS",
     "Avif",
     "Coin",
     "Description",
@@ -37,6 +39,8 @@ __all__ = [
     "MozJpeg",
     "Png",
     "ProductSiren",
+    "StrumplerBasic",
+    "StrumplerMeta",
     "Vvc",
     "WebP",
     "classic",
@@ -49,16 +53,22 @@ __all__ = [
     "modern",
     "modulated",
     "product",
+    "strumpler",
     "vvc",
 ]
 
-BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren, ProductSiren, ModulatedSiren)}
+BY_TAG = {
+    codec.tag: codec
+    for codec in (Coin, MetaSiren, StrumplerBasic, StrumplerMeta, ProductSiren, ModulatedSiren)
+}
 """The codec of each tag that an .inr file can name."""
 
 
 BY_NAME: dict[str, Callable[[], Codec]] = {
     "coin": Coin,
     "meta-siren": MetaSiren,
+    "strumpler-basic": StrumplerBasic,
+    "strumpler-meta": StrumplerMeta,
     "product-siren": ProductSiren,
     "modulated-siren": ModulatedSiren,
     "jpeg": lambda: Jpeg(1, optimize=False),
@@ -78,6 +88,9 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
 }
 """How to make a codec of each name that a row of a table can have; ValueError where its package is
 not installed. Decoding needs no setting: any one reads the streams of all."""
+
+
+_WITH_INIT: tuple[type[Any], ...] = (MetaSiren, StrumplerMeta, ProductSiren)
 
 
 class Description(NamedTuple):
@@ -103,16 +116,13 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
     return BY_TAG[stream.tag]
 
 
-_WITH_INIT: tuple[type[Any], ...] = (MetaSiren, ProductSiren)
-
-
 def _with_shared(codec: Callable[[], Codec], shared: Init | Base | None) -> Any:
     """A codec with the init or the base that its kind takes; others leave it."""
     if isinstance(shared, Base) and codec is ModulatedSiren:
         return ModulatedSiren(shared)
     if isinstance(shared, Init) and codec in _WITH_INIT:
         return codec(width=shared.net.width, init=shared)  # pyright: ignore[reportCallIssue]
-    # Without one, each finds the packaged init that a stream names, whatever its own width.
+    # Without one, a codec finds the packaged init that a stream names, whatever its own width.
     return codec()
 
 
@@ -133,21 +143,41 @@ def load_shared(path: str | PathLike[str]) -> Init | Base:
 def decoder(name: str, init: Init | Base | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
-    ``init``: the init or base that the encoder was given, if it was not a packaged one. Raises
-    ValueError for a name that is not in `BY_NAME`, or whose optional package is not installed.
+    ``init``: the init or base that the encoder was given, if it was not a packaged one; codecs
+    without one leave it. Raises ValueError for a name that is not in `BY_NAME`, or whose optional
+    package is not installed.
     """
     if name not in BY_NAME:
         raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
     return _with_shared(BY_NAME[name], init)
 
 
-def decode_stream(data: bytes, init: Init | Base | None = None) -> Image:
+DEFAULT_MAX_PIXELS = 1 << 25
+"""Pixels that `decode_stream` decodes unless it is told otherwise (33.5 million, 96 MiB)."""
+
+
+def decode_stream(
+    data: bytes, init: Init | Base | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
-    ``init``: the init or base that the encoder was given, if it was not a packaged one. Raises
-    BitstreamError.
+    A stream need not be trusted. ``max_pixels`` is how large a picture it may claim, as Pillow's
+    MAX_IMAGE_PIXELS is for other formats: a file of 400 bytes can be a whole picture of any size.
+    The format ends at `inrjax.bitstream.MAX_PIXELS` (2^26). Memory is 3 bytes a pixel and a few MB
+    for each core; time grows with pixels times weights.
+
+    Args:
+      data: the bytes of a file.
+      init: the init or base that the encoder was given, if it was not a packaged one.
+      max_pixels: pixels at most, at least 1.
+
+    Raises:
+      BitstreamError: damaged, of another version, of an unknown init or base, or over
+        ``max_pixels``; nothing was allocated for the picture.
     """
-    return _with_shared(_codec_of(bitstream.peek(data)), init).decode([data])[0]
+    stream = bitstream.peek(data)
+    bitstream.check_claim(stream, max_pixels)
+    return _with_shared(_codec_of(stream), init).decode([data])[0]
 
 
 def describe(data: bytes, init: Init | Base | None = None) -> Description:

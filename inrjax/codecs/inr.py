@@ -26,6 +26,13 @@ WIDTHS = packaged_widths()
 PRESETS = {"fast": 2000, "default": 6000, "best": 24_000}
 """Steps of MetaSiren's fits, by how much time they may take."""
 
+MAX_WIDTH = 4096
+"""Neurons of a layer of a COIN file at most."""
+
+MAX_PARAMS = 1 << 19
+"""Weights and biases of a COIN file at most, 17 times the largest published: what a small picture
+can cost to decode, under a second, whatever its file says."""
+
 _WINDOW = 32  # steps whose mean loss judges a snapshot: about an epoch of a Kodak image
 _REFINING = 0.2  # share of the learning rate at which `MetaSiren.refine` goes on
 
@@ -61,9 +68,10 @@ class Coin:
     sections: ClassVar[tuple[str, ...]] = ("net", "weights")
 
     def __post_init__(self):
-        if not (1 <= self.width <= 65535 and 1 <= self.depth <= MAX_DEPTH and self.num_steps >= 1):
+        if not (_is_coin_net(self.width, self.depth) and self.num_steps >= 1):
             raise ValueError(
-                f"got {self}, expected width 1..65535, depth 1..{MAX_DEPTH}, num_steps >= 1"
+                f"got {self}, expected width 1..{MAX_WIDTH}, depth 1..{MAX_DEPTH}, at most "
+                f"{MAX_PARAMS} weights and biases, num_steps >= 1"
             )
         if self.points_per_step is not None and self.points_per_step < 1:
             raise ValueError(f"got {self}, expected points_per_step >= 1, or None for all")
@@ -120,7 +128,7 @@ class Coin:
     def _decode_one(self, data: bytes) -> Image:
         stream = decoding.unpack(data, self.tag, len(self.sections))
         shape, weights = stream.sections
-        if len(shape) != 3 or not (shape[0] | shape[1] and 1 <= shape[2] <= MAX_DEPTH):
+        if len(shape) != 3 or not _is_coin_net(int.from_bytes(shape[:2], "little"), shape[2]):
             raise BitstreamError("the section 'net' is damaged")
         net = Siren(int.from_bytes(shape[:2], "little"), shape[2])
         if len(weights) != 2 * net.num_params:
@@ -135,6 +143,15 @@ class Coin:
         return decoding.reconstruct(net, params, stream.height, stream.width)
 
 
+def _is_coin_net(width: int, depth: int) -> bool:
+    """Whether a file can hold such a net; it is asked before anything is allocated."""
+    return (
+        1 <= width <= MAX_WIDTH
+        and 1 <= depth <= MAX_DEPTH
+        and Siren(width, depth).num_params <= MAX_PARAMS
+    )
+
+
 # ---------------------------------------------------------------------------- MetaSiren
 
 
@@ -142,10 +159,11 @@ class Coin:
 class MetaSiren:
     """A SIREN fitted from a learned init, its distance from the prior's mean quantised and coded.
 
-    The net is Strümpler's (positional encoding, 4 sine layers, arXiv:2112.04267). The fit sees
-    distortion and rate together (`overfit.RatePlan`); the file holds, for each tensor, a step
-    size and a Laplace scale in a byte each, and the range-coded symbols. What both sides share is
-    the init file, named by the first bytes of its digest, and by all of it in the checksum.
+    The net is the init's: a positional encoding and 4 sine layers, as Strümpler's
+    (arXiv:2112.04267), but of half their frequency factor w0, or less. The fit sees distortion and
+    rate together (`overfit.RatePlan`); the file holds, for each tensor, a step size and a Laplace
+    scale in a byte each, and the range-coded symbols. What both sides share is the init file, named
+    by the first bytes of its digest, and by all of it in the checksum.
 
     Attributes:
       width: neurons of a layer; one with a packaged init, or that of ``init``.

@@ -6,7 +6,6 @@ Encoding imports JAX when it is called; decoding needs numpy and the range coder
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +13,9 @@ import numpy as np
 
 from inrjax import bitstream, decoding, entropy, images
 from inrjax.base import BITS, Base, from_symbols, modulate, to_symbols
-from inrjax.machine import cpu_count
 from inrjax.types import BitstreamError, Image, OnProgress
+
+_GROUP_PIXELS = 1 << 15  # a core's share at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +131,20 @@ class ModulatedSiren:
 
 def _render(base: Base, latents: np.ndarray, height: int, width: int) -> Image:
     """The image of latents (rows, columns, latent_dim), patch by patch on all cores."""
-    rows, columns = latents.shape[:2]
-    image = np.empty((rows * base.patch, columns * base.patch, 3), np.uint8)
+    columns, patch = latents.shape[1], base.patch
+    image = np.empty((height, width, 3), np.uint8)
     shift = np.asarray(base.shift, np.float64)
-    places = images.centres(base.patch)
+    places = images.centres(patch)
 
-    def fill(place: tuple[int, int]) -> None:
-        params: Any = modulate(base.net, base.params, shift, latents[place])
-        pixels = base.net.apply_grid_host(params, places, places)
-        top, left = (base.patch * i for i in place)
-        image[top : top + base.patch, left : left + base.patch] = images.to_uint8((pixels + 1) / 2)
+    def fill(group: range) -> None:
+        for place in group:
+            row, column = divmod(place, columns)
+            params: Any = modulate(base.net, base.params, shift, latents[row, column])
+            part = image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            values = decoding.pixels(base.net, params, places, places)
+            part[:] = values[: part.shape[0], : part.shape[1]]  # what is beyond the image is left
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        for _ in pool.map(fill, np.ndindex(rows, columns)):  # raises what a thread raised
-            pass
-    return image[:height, :width]
+    count, size = latents.shape[0] * columns, max(1, _GROUP_PIXELS // patch**2)
+    groups = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    decoding.on_all_cores(fill, groups)
+    return image

@@ -163,17 +163,14 @@ class ProductSiren:
             optimizer=optimizers.Adam(TUNING_RATE, final=0.0),
             points_per_step=self.points_per_step,
             seed=self.seed,
+            make_datum=lambda i, points: overfit.ProductDatum(points, *_to_tune(coded[i])),
         )
-
-        def make_datum(i: int, points: Any) -> Any:
-            return overfit.ProductDatum(points, *_to_tune(coded[i]))
-
         shared = (mean, jax.random.key(self.seed))
         # A tuning that diverges keeps its last good snapshot, and so needs no second try.
-        tuned = overfit.fit_once(images, fitting, shared, on_progress, make_datum)
+        tuned = overfit.fit_once(dict(enumerate(images)), fitting, shared, on_progress)
         return [
-            one._replace(symbols=quantize.uniform(result.params, one.grid).symbols)
-            for one, result in zip(coded, tuned, strict=True)
+            one._replace(symbols=quantize.uniform(tuned[i].params, one.grid).symbols)
+            for i, one in enumerate(coded)
         ]
 
     def pack(self, image: Image, coded: Coded) -> bytes:

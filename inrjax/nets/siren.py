@@ -111,17 +111,23 @@ class Siren:
 
     def apply_columns(self, params: Params, coords: jax.Array) -> jax.Array:
         """`apply` on coords (in_dim, n), as (out_dim, n): the layout that is fast on a CPU."""
+        h = coords
+        for i in range(self.depth + 1):
+            h = self.layer_columns(params, i, h)
+        return h
+
+    def layer_columns(self, params: Params, index: int, h: jax.Array) -> jax.Array:
+        """What layer ``index`` makes of its inputs (in, n), coords for the first: (out, n)."""
         from inrjax.nets.sine import sine
 
-        first = params[layer_name(0)]
+        layer = params[layer_name(index)]
+        if index == self.depth:
+            return _affine(layer["weight"], layer["bias"], h)
         # w0 goes into the small weights, not over the large activations.
-        h = self._first_columns(self.w0 * first["weight"], coords)
-        h = sine(h + self.w0 * first["bias"][:, None])
-        for i in range(1, self.depth):
-            layer = params[layer_name(i)]
-            h = sine(_affine(self.w0 * layer["weight"], self.w0 * layer["bias"], h))
-        last = params[layer_name(self.depth)]
-        return _affine(last["weight"], last["bias"], h)
+        if index == 0:
+            h = self._first_columns(self.w0 * layer["weight"], h)
+            return sine(h + self.w0 * layer["bias"][:, None])
+        return sine(_affine(self.w0 * layer["weight"], self.w0 * layer["bias"], h))
 
     def _first_columns(self, weight: jax.Array, coords: jax.Array) -> jax.Array:
         """The first layer's product with the encoded coords, as a sum of products: XLA computes
@@ -145,13 +151,14 @@ class Siren:
         """
         first, *others = self._host_matrices(params)
         out = np.empty((len(coords), self.out_dim), np.float32)
-        for start in range(0, len(coords), HOST_TILE):
-            tile = np.asarray(coords[start : start + HOST_TILE], np.float32)
+        size = self._host_tile
+        for start in range(0, len(coords), size):
+            tile = np.asarray(coords[start : start + size], np.float32)
             pieces = self._pieces(self.encode_host(tile.T))
             h, spare = self._host_buffers(len(pieces), pieces.shape[-1])
             np.matmul(first[:, :-1], pieces, out=h[..., :-1, :])
             h[..., :-1, :] += first[:, -1:]
-            out[start : start + HOST_TILE] = _finish_host(others, h, spare)[: len(tile)]
+            out[start : start + size] = _finish_host(others, h, spare)[: len(tile)]
         return out
 
     def apply_grid_host(self, params: Params, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -180,11 +187,12 @@ class Siren:
         out = np.empty((len(slow), len(fast), self.out_dim), np.float32)
         slow_sums = np.matmul(slow_weight, self._pieces(self.encode_host(slow[None])))
         slow_sums = (slow_sums + bias).swapaxes(1, 2).reshape(-1, self.width)[: len(slow)]
-        for left in range(0, len(fast), HOST_TILE):
-            columns = slice(left, min(left + HOST_TILE, len(fast)))
+        tile = self._host_tile
+        for left in range(0, len(fast), tile):
+            columns = slice(left, min(left + tile, len(fast)))
             fast_sums = np.matmul(fast_weight, self._pieces(self.encode_host(fast[None, columns])))
             count, _, size = fast_sums.shape
-            rows = max(1, HOST_TILE // (count * size))
+            rows = max(1, tile // (count * size))
             h, spare = self._host_buffers(rows, count, size)
             for top in range(0, len(slow), rows):
                 part = slow_sums[top : top + rows, None, :, None]
@@ -194,6 +202,11 @@ class Siren:
                 by_row = values.reshape(len(part), count * size, self.out_dim)
                 out[top : top + rows, columns] = by_row[:, : columns.stop - left]
         return out
+
+    @property
+    def _host_tile(self) -> int:
+        """Points of a tile: fewer for a wide net, so that its activations are 2 MB at most."""
+        return max(1, min(HOST_TILE, _TILE_VALUES // (self.width + 1)))
 
     def _host_matrices(self, params: Params) -> list[np.ndarray]:
         """Each layer as one float32 matrix (out, in + 1): weight and bias, w0 folded in."""
@@ -269,11 +282,12 @@ MAX_DEPTH = 98
 """Sine layers at most: with the linear one, names of two digits sort in the network's order."""
 
 HOST_TILE = 2048
-"""Points decoded at once: the activations of a tile stay in cache."""
+"""Points decoded at once at most: the activations of a tile stay in cache."""
 
 HOST_PIECE = 128
 """Points of one matrix product at most."""
 
+_TILE_VALUES = 1 << 19  # activations of a tile at most; widths up to 255 have whole tiles
 _PRODUCT = 1 << 18  # multiplications up to which OpenBLAS keeps to one thread
 
 

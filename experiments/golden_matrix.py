@@ -1,0 +1,185 @@
+"""Do the golden files decode alike under other versions of Python and of the libraries?
+
+Claim: the symbols are exact and the pixels within one level under the oldest and the newest
+versions that pyproject.toml allows, under each Python at hand, and where JAX is not installed.
+Command: python -m experiments.golden_matrix
+Minutes: about 3 an environment, most of them pip's; it needs a package index.
+Expected: every row of results/golden_matrix/<config hash>/table.md says passed.
+
+Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That
+file runs there; then the golden files are decoded once more and compared with the stored pictures,
+value by value. ``--smoke``: the running Python alone, nothing is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from inrjax import results
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("jax", "numpy", "constriction", "pillow", "imageio", "scikit-image")
+"""What the test file and the fixtures beside it import, by the names of pyproject.toml."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The rows: each Python under each of the choices of versions, ``lowest`` on the first only,
+    since wheels of old versions are not made for new Pythons."""
+
+    pythons: tuple[str, ...] = ("python3.11", "python3.12", "python3.13")
+    newest: bool = True
+    lowest: bool = True
+    without_jax: bool = True
+
+
+class Row(NamedTuple):
+    """An environment: ``requirements`` as pip takes them; none for the running Python."""
+
+    python: str
+    choice: str
+    requirements: tuple[str, ...] | None
+
+
+def requirements(lowest: bool, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The ranges of pyproject.toml, or the series of their lower ends (``numpy==2.0.*``)."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ranges = {re.split(r"[<>=!~]", r)[0]: r for r in declared["dependencies"]}
+    chosen = []
+    for name in PACKAGES:
+        if name in without:
+            continue
+        low = re.search(r">=([\d.]+)", ranges[name])
+        assert low is not None, f"{name} has no lower end"
+        exact = low[1].count(".") == 2
+        chosen.append(f"{name}=={low[1]}{'' if exact else '.*'}" if lowest else ranges[name])
+    return tuple(chosen)
+
+
+def rows(config: Config) -> list[Row]:
+    """What is run, for the Pythons that are at hand."""
+    found = [python for python in config.pythons if _works(python)]
+    chosen = []
+    if config.lowest and found:
+        chosen.append(Row(found[0], "lowest", requirements(lowest=True)))
+    if config.newest:
+        chosen += [Row(python, "newest", requirements(lowest=False)) for python in found]
+    if config.without_jax and found:
+        bare = requirements(lowest=True, without=("jax",))
+        chosen.append(Row(found[0], "lowest, without JAX", bare))
+    return chosen
+
+
+def _works(python: str) -> bool:
+    """Whether it starts and can make environments: a name may be there without its Python."""
+    path = shutil.which(python)
+    return path is not None and subprocess.run([path, "-c", "import ensurepip"]).returncode == 0
+
+
+MEASURE = """
+import json, platform, sys
+from importlib.metadata import PackageNotFoundError, version
+import numpy as np
+sys.path[:0] = ["tests", "."]
+from golden import make
+from inrjax.images import read_image
+def of(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+levels, symbols, differing = 0, 0, 0
+for path in make.paths():
+    record = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    coded, image = make.decode(path)
+    picture = read_image(path.with_suffix(".png")).image
+    levels = max(levels, int(np.abs(image.astype(int) - picture).max()))
+    differing += int((image != picture).sum())
+    symbols += coded is None or make.sha256(coded.astype("<i4").tobytes()) == record["symbols"]
+print(json.dumps({
+    "Python": platform.python_version(),
+    **{name: of(name) for name in PACKAGES},
+    "files": len(make.paths()), "symbols exact": symbols,
+    "largest difference": levels, "values that differ": differing,
+    "JAX imported": "jax" in sys.modules,
+}))
+"""
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """Make the environment, run the test file and the comparison there."""
+    with tempfile.TemporaryDirectory(prefix="inrjax-matrix-") as folder:
+        python = sys.executable
+        if row.requirements is not None:
+            python = str(Path(folder) / "bin" / "python")
+            subprocess.run([row.python, "-m", "venv", folder], check=True)
+            install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
+            subprocess.run([*install, "pytest", "pytest-timeout", *row.requirements], check=True)
+        # The fixtures set JAX up; the golden files need none of them.
+        bare = [] if "JAX" not in row.choice else ["--noconftest"]
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *bare]
+        tested = _run([*command, "tests/test_golden.py"])
+        summary = re.findall(r"\d+ (?:passed|failed|error|skipped)\w*", tested.stdout[-300:])
+        program = MEASURE.replace("PACKAGES", repr(PACKAGES))
+        measured = _run([python, "-c", program])
+        values = json.loads(measured.stdout) if measured.returncode == 0 else {}
+        if not values or tested.returncode != 0:
+            print(tested.stdout[-3000:], tested.stderr[-1000:], measured.stderr[-2000:])
+        return {"versions": row.choice, **values, "test file": ", ".join(summary) or "did not run"}
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "INRJAX_INITS": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """One line an environment."""
+    header = list(dict.fromkeys(key for one in measured for key in one))
+    lines = [header, ["---"] * len(header)]
+    lines += [[str(one.get(key, "-")) for key in header] for one in measured]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        "# The golden files under other versions\n\n"
+        "Symbols must be exact, and pixels within one level of the stored pictures; the values "
+        f"that differ at all are counted. Decoding does not import JAX.\n\n{text}\n"
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    config: Config = Config()
+    output: Path = ROOT / "results" / "golden_matrix"
+    smoke: bool = False
+
+
+def main(options: Options) -> Path:
+    """Measure each environment, print the table; returns the run folder."""
+    here = [Row(sys.executable, "as installed", None)]
+    folder = results.run_folder(options.output, Config((), False, False, False)
+                                if options.smoke else options.config)  # fmt: skip
+    measured = [measure(row) for row in (here if options.smoke else rows(options.config))]
+    results.write_json(folder / "rows.json", measured)
+    results.write_json(folder / "provenance.json", results.provenance("cpu"))
+    (folder / "table.md").write_text(table(measured), "utf-8")
+    print((folder / "table.md").read_text("utf-8"))
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(tyro.conf.OmitArgPrefixes[Options]))

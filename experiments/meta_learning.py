@@ -1,0 +1,503 @@
+"""Where does meta-learning an init pay, which method of it, and under which optimiser?
+
+Claim (Strümpler et al. 2022): a meta-learned init saves time and bytes. Tested: it saves at least
+15 % of the bytes at equal PSNR and equal steps.
+Command: python -m experiments.meta_learning --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
+Minutes: about 25 of one CPU core. A stopped run goes on: inits and rows that exist are kept.
+Expected: the tables in results/meta_learning/<config hash>/table.md.
+
+Every method sees the same number of images while it learns an init, in crops of the size that is
+then coded; its prior (the envelope of the distance from the init) comes from fits of its own, as
+the random init's does. Every number of steps is a fit of its own with its own schedule, and PSNR
+and bytes are those of files that another process decoded. The inner steps of MAML and its kin come
+before the optimiser's and are not counted among them; each takes about as long as one of those. 0
+steps: the init as it is. 3 steps: for MAML and its kin the three inner steps and nothing else, for
+the others three of the optimiser's. Neither of these two is fitted for rate, so that their PSNR
+counts and their bytes do not.
+
+Bytes at equal PSNR: at each number of steps the random init is fitted at several widths; between
+these, log(mean bytes) is interpolated linearly in mean PSNR, at the PSNR of the method. Nothing is
+extrapolated. Steps at equal PSNR: the random init's mean PSNR at the same width is interpolated in
+log(steps). Intervals are 95 % percentiles over resamples of the images. ``--smoke``: small crops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import Any, ClassVar, TypeAlias
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from experiments import activations
+from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress, smoke_images
+from experiments.optimizers import steps_to
+from inrjax import codecs, compare, datasets, fit, metatrain, overfit, plots, results, trees
+from inrjax.evaluate import evaluate, safe_name
+from inrjax.images import read_image
+from inrjax.init import Init, flat_init, load_init, save_init
+from inrjax.nets.siren import Encoding, Siren
+from inrjax.optimizers import Adam, Muon
+from inrjax.types import Image, OnProgress, RDPoint
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A method of meta-learning with its number of inner steps."""
+
+    name: str
+    method: metatrain.Method
+    inner_steps: int = 3
+
+
+LEARNERS = (
+    Learner("MAML, learned rates", metatrain.Maml()),
+    Learner("MAML, first order", metatrain.Maml(first_order=True)),
+    Learner("MAML, one fixed rate", metatrain.FixedRateMaml()),
+    Learner("Meta-SGD", metatrain.MetaSgd()),
+    Learner("Reptile", metatrain.Reptile(Adam(3e-3)), inner_steps=8),
+)
+
+
+OPTIMIZERS = (Muon(overfit.LEARNING_RATE), Adam(1e-3, final=0.0))
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured. ``outer_steps`` times ``tasks_per_step`` images are seen by each method;
+    ``reference_widths``: of the random init's curve, the width of all others among them, measured
+    at the steps from ``reference_from`` on."""
+
+    width: int = 24
+    learners: tuple[Learner, ...] = LEARNERS
+    outer_steps: int = 3000
+    tasks_per_step: int = 2
+    points: int = 2048
+    prior_images: int = 4
+    prior_steps: int = 1000
+    steps: tuple[int, ...] = (30, 100, 300, 1000, 3000)
+    reference_widths: tuple[int, ...] = (16, 24, 32)
+    reference_from: int = 100
+    optimizers: tuple[Adam | Muon, ...] = OPTIMIZERS
+    points_per_step: int = 1024
+    size: int = 256
+    num_images: int = 12
+    seed: int = 0
+    images: str = "cid22, held back"
+
+
+SMOKE = Config(
+    learners=LEARNERS[1:2], outer_steps=2, points=256, prior_images=1, prior_steps=40, steps=(40,),
+    reference_widths=(24,), reference_from=40, optimizers=OPTIMIZERS[1:], points_per_step=256,
+    size=48, num_images=2, images="smoke",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- inits
+
+
+def learn(config: Config, learner: Learner, pictures: Sequence[Image], folder: Path) -> Init:
+    """The init of a method, with its prior; ``seconds`` of CPU time in its info. Kept as a file."""
+    path = folder / f"{safe_name(learner.name)}.npz"
+    if path.exists():
+        return load_init(path)
+    training = _training(config, config.width, learner.inner_steps)
+    start = process_time()
+    init = metatrain.meta_train(training, learner.method, pictures, None, print_progress())
+    seconds = process_time() - start
+    init = _with_prior(training, init, pictures)
+    return _keep(path, replace(init, info={**init.info, "seconds": seconds}))
+
+
+def random_init(config: Config, width: int, pictures: Sequence[Image], folder: Path) -> Init:
+    """The init that meta-training begins at, with a prior learned as the others' are."""
+    path = folder / f"random_{width}.npz"
+    if path.exists():
+        return load_init(path)
+    training = _training(config, width, 1)
+    net = Siren(width, 4, encoding=Encoding(16, 1.4))
+    params = metatrain.initial_params(training, net)
+    return _keep(path, _with_prior(training, flat_init(net, params), pictures))
+
+
+def _training(config: Config, width: int, inner_steps: int) -> metatrain.MetaTrainConfig:
+    return metatrain.MetaTrainConfig(
+        width=width,
+        num_steps=config.outer_steps,
+        inner_steps=inner_steps,
+        tasks_per_step=config.tasks_per_step,
+        points=config.points,
+        prior_images=config.prior_images,
+        prior_steps=config.prior_steps,
+        seed=config.seed,
+    )
+
+
+def _with_prior(training: metatrain.MetaTrainConfig, init: Init, pictures: Sequence[Image]) -> Init:
+    """The prior around the init, not around 0."""
+    keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
+    return metatrain.learn_prior(training, replace(init, keep=trees.from_leaves(keep)), pictures)
+
+
+def _keep(path: Path, init: Init) -> Init:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_init(path, init)
+    return init
+
+
+# ---------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, eq=False)
+class Unfitted:
+    """A MetaSiren without its fit: the init after its inner steps, if it has rates, as a file.
+
+    Steps of 2^-12 keep the params as they are within what a pixel shows; the bytes mean nothing.
+    """
+
+    codec: codecs.MetaSiren
+    steps: int
+    """What is written as the number of steps: of the inner ones."""
+
+    suffix: ClassVar[str] = ".inr"
+
+    @property
+    def name(self) -> str:
+        """``meta-siren``."""
+        return self.codec.name
+
+    @property
+    def setting(self) -> str:
+        """As MetaSiren's."""
+        return f"width={self.codec.width}_steps={self.steps}"
+
+    @property
+    def seed(self) -> int:
+        """MetaSiren's."""
+        return self.codec.seed
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each image."""
+        return [self.codec.pack(image, self._start(image)) for image in images]
+
+    def _start(self, image: Image) -> Any:
+        init = self.codec.init
+        assert init is not None
+        tiling = fit.tiling(image.shape[0] * image.shape[1], self.codec.points_per_step)
+        num_tiles = -(-image.shape[0] * image.shape[1] // tiling.tile)
+        points = overfit.image_points(image, tiling, num_tiles, self.codec.seed)
+        plan = overfit.RatePlan(init.net, Adam(0.0), 1, tiling.tiles_per_step, 1)
+        shared = overfit.rate_shared(init, self.codec.slope, self.codec.seed)
+        learned = jax.tree.map(np.asarray, plan.start(shared, points).params)
+        return learned | {"log_step": np.full_like(learned["log_step"], np.log(2.0**-12))}
+
+    def decode(self, streams: Sequence[bytes]) -> list[Image]:
+        """As MetaSiren does."""
+        return self.codec.decode(streams)
+
+
+def series(config: Config, init: Init, optimizer: Adam | Muon) -> list[Any]:
+    """A codec for each number of steps, from 0 on."""
+    still = replace(init, rates=None)
+    base = codecs.MetaSiren(
+        init.net.width, 3, config.seed, init=still, optimizer=optimizer,
+        points_per_step=config.points_per_step,
+    )  # fmt: skip
+    # Rates of 0, not None: all inits of a width then run the very same compiled programs.
+    moving = replace(init, rates=init.rates or _zero_rates(init))
+    three = Unfitted(replace(base, init=init), 3) if init.rates else base
+    fitted = [replace(base, init=moving, num_steps=steps) for steps in config.steps]
+    return [Unfitted(base, 0), three, *fitted]
+
+
+def reference_series(config: Config, init: Init, optimizer: Adam | Muon) -> list[Any]:
+    """As `series`, for a width of the reference curve that is not the methods' own."""
+    return series(replace(config, steps=reference_steps(config)), init, optimizer)[2:]
+
+
+def reference_steps(config: Config) -> tuple[int, ...]:
+    """The numbers of steps at which bytes are compared."""
+    return tuple(steps for steps in config.steps if steps >= config.reference_from)
+
+
+def _zero_rates(init: Init) -> dict[str, Any]:
+    return trees.from_leaves(
+        {path: np.zeros((3, *leaf.shape), np.float16) for path, leaf in trees.leaves(init.params)}
+    )
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Column:
+    """Files of one init at one number of steps: bytes and PSNR in dB, (images,)."""
+
+    num_bytes: np.ndarray
+    psnr: np.ndarray
+
+
+def columns(rows: Sequence[RDPoint], images: Sequence[str]) -> dict[int, Column]:
+    """Number of steps -> its files, in the order of ``images``."""
+    by_steps: dict[int, dict[str, RDPoint]] = {}
+    for row in rows:
+        by_steps.setdefault(int(row.setting.rpartition("=")[2]), {})[row.image] = row
+    return {
+        steps: Column(
+            np.array([found[name].num_bytes for name in images], np.float64),
+            np.array([found[name].psnr for name in images]),
+        )
+        for steps, found in by_steps.items()
+    }
+
+
+def lead(column: Column, reference: Column) -> compare.Estimate:
+    """The mean difference in PSNR, paired by image."""
+    gaps = column.psnr - reference.psnr
+    return compare.estimate(lambda counts: float(counts @ gaps / counts.sum()), len(gaps))
+
+
+def bytes_saved(column: Column, curve: Sequence[Column]) -> compare.Estimate:
+    """Percent of bytes more (+) or less (-) than a curve needs at the column's mean PSNR.
+
+    ``curve`` is of one codec at several rates; between these, log(mean bytes) is linear in mean
+    PSNR. NaN where the PSNR is beyond the curve's ends.
+    """
+
+    def statistic(counts: np.ndarray) -> float:
+        def mean(values: np.ndarray) -> float:
+            return float(counts @ values / counts.sum())
+
+        points = sorted((mean(one.psnr), np.log(mean(one.num_bytes))) for one in curve)
+        needed = np.interp(mean(column.psnr), *zip(*points, strict=True), left=np.nan, right=np.nan)
+        return 100 * (mean(column.num_bytes) / float(np.exp(needed)) - 1)
+
+    return compare.estimate(statistic, len(column.psnr))
+
+
+# ---------------------------------------------------------------------------- the run
+
+
+NO_PRIOR = "random, flat prior"
+
+
+def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
+    """Learn every init, measure all under both optimisers; what is there already is kept."""
+    folder = results.run_folder(root, config)
+    note_provenance(folder)
+    where = folder / "streams" / "inits"  # not committed
+    inits = {
+        **{
+            reference(width): random_init(config, width, training, where)
+            for width in config.reference_widths
+        },
+        **{one.name: learn(config, one, training, where) for one in config.learners},
+    }
+    plain = inits[reference(config.width)]
+    inits[NO_PRIOR] = replace(plain, envelope=flat_init(plain.net, plain.params).envelope)
+    measured = {
+        type(optimizer).__name__: {
+            name: measure(config, init, optimizer, images, folder / safe_name(name))
+            for name, init in inits.items()
+        }
+        for optimizer in config.optimizers
+    }
+    path = folder / "seconds.json"
+    if not path.exists():
+        results.write_json(path, {name: init.info.get("seconds") for name, init in inits.items()})
+    seconds = json.loads(path.read_text("utf-8"))
+    text = table(config, len(images), measured, seconds)
+    (folder / "table.md").write_text(text, "utf-8")
+    plots.save(draw(config, measured), folder / "lead")
+    return folder
+
+
+def reference(width: int) -> str:
+    """The random init's name at a width."""
+    return f"random, width {width}"
+
+
+def measure(
+    config: Config, init: Init, optimizer: Adam | Muon, images: Mapping[str, Image], folder: Path
+) -> dict[int, Column]:
+    """By number of steps, from files; rows that exist are kept."""
+    part = folder / type(optimizer).__name__.lower()
+    print(f"{folder.name}, {part.name}", flush=True)
+    make = series if init.net.width == config.width else reference_series
+    rows = evaluate(
+        make(config, init, optimizer), images, part, batch_size=len(images),
+        on_progress=print_progress(),
+    )  # fmt: skip
+    return columns(rows, list(images))
+
+
+Measured: TypeAlias = Mapping[str, Mapping[int, Column]]
+"""Name of an init -> number of steps -> its files."""
+
+
+def table(
+    config: Config, num_images: int, measured: Mapping[str, Measured],
+    seconds: Mapping[str, float | None],
+) -> str:  # fmt: skip
+    """PSNR, leads, bytes and steps at equal PSNR under each optimiser, and the answer."""
+    seen = config.outer_steps * config.tasks_per_step
+    parts = [
+        f"# Meta-learning an init, width {config.width}, {num_images} crops of {config.size} x "
+        f"{config.size} ({config.images}), {config.points_per_step} pixels a step, seed "
+        f"{config.seed}",
+        f"Training, {seen} images seen by each method:",
+        markdown(
+            ["method", "inner steps", "CPU seconds"],
+            [[o.name, str(o.inner_steps), f"{seconds[o.name]:.0f}"] for o in config.learners],
+        ),
+    ]
+    for optimizer, by_init in measured.items():
+        parts += [f"## {optimizer}", *_section(config, by_init)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(config: Config, by_init: Measured) -> list[str]:
+    own = by_init[reference(config.width)]
+    compared = [*(one.name for one in config.learners), NO_PRIOR]
+    steps = list(own)
+
+    def lines(names: Sequence[str], cell: Callable[[str, int], str]) -> list[list[str]]:
+        return [[name, *(cell(name, n) for n in steps)] for name in names]
+
+    def size(name: str, n: int) -> str:
+        column = by_init[name][n]
+        coded = f", {column.num_bytes.mean():.0f} B" if n in config.steps else ""
+        return f"{column.psnr.mean():.2f} dB{coded}"
+
+    def any_size(name: str, n: int) -> str:
+        return size(name, n) if n in by_init[name] else ""
+
+    def gap(name: str, n: int) -> str:
+        return activations.interval_text(lead(by_init[name][n], own[n]))
+
+    def reached(name: str, n: int) -> str:
+        psnr = float(by_init[name][n].psnr.mean())
+        needed = steps_to({k: float(own[k].psnr.mean()) for k in config.steps}, psnr)
+        first = needed == config.steps[0]
+        return "none does" if needed is None else f"{'at most ' * first}{needed:.0f}"
+
+    header = ["init", *(f"{n} steps" for n in steps)]
+    saved = savings(config, by_init)
+    rated = reference_steps(config)
+    spent = [[name, *(_saved_text(saved[name, n]) for n in rated)] for name in compared]
+    return [
+        "Mean PSNR, and mean bytes of whole files.",
+        markdown(header, lines(list(by_init), any_size)),
+        f"PSNR less that of the random init of width {config.width}, in dB, paired by image.",
+        markdown(header, lines(compared, gap)),
+        "Bytes at equal PSNR and equal steps, in percent of the random init's.",
+        markdown(["init", *(f"{n} steps" for n in rated)], spent),
+        "Steps after which the random init has the same PSNR.",
+        markdown(header, lines(compared, reached)),
+        answer(config, saved),
+    ]
+
+
+def savings(config: Config, by_init: Measured) -> dict[tuple[str, int], compare.Estimate]:
+    """(init, steps) -> percent of the random init's bytes at the init's PSNR."""
+    return {
+        (name, n): bytes_saved(
+            by_init[name][n], [by_init[reference(width)][n] for width in config.reference_widths]
+        )
+        for name in (*(one.name for one in config.learners), NO_PRIOR)
+        for n in reference_steps(config)
+    }
+
+
+def _saved_text(estimate: compare.Estimate) -> str:
+    if np.isnan(estimate.value):
+        return "beyond the widths"
+    return activations.interval_text(estimate, "+.1f")
+
+
+THRESHOLD = 15.0
+"""Percent of bytes that make meta-learning worth its while."""
+
+
+def answer(config: Config, saved: Mapping[tuple[str, int], compare.Estimate]) -> str:
+    """At each number of steps the method that saves most, and whether that is enough."""
+    found = []
+    for n in reference_steps(config):
+        by_name = {one.name: saved[one.name, n] for one in config.learners}
+        known = {name: one for name, one in by_name.items() if not np.isnan(one.value)}
+        if not known:
+            found.append(f"{n} steps: no width of the random init has any method's PSNR")
+            continue
+        best = min(known, key=lambda name: known[name].value)
+        verdict = "pays" if known[best].value <= -THRESHOLD else "does not pay"
+        found.append(f"{n} steps: {verdict}, {best} {_saved_text(known[best])} %")
+    return f"Does it save {THRESHOLD:.0f} % of the bytes? " + "; ".join(found) + "."
+
+
+def draw(config: Config, measured: Mapping[str, Measured]) -> Figure:
+    """The lead in PSNR over the random init by the number of steps, for each optimiser."""
+    style = plots.SCREEN
+    figure = style.figure(style.double, 0.42)
+    names = [one.name for one in config.learners]
+    known, handles = plots.looks(names, {}), []
+    [panels] = figure.subplots(1, len(measured), sharey=True, squeeze=False)
+    for axes, (optimizer, by_init) in zip(panels, measured.items(), strict=True):
+        own = by_init[reference(config.width)]
+        handles = [
+            plots.draw_curve(
+                axes,
+                [(n, lead(column, own[n]).value) for n, column in by_init[name].items() if n],
+                known[name],
+            )
+            for name in names
+        ]
+        axes.axhline(0, color="0.4", linewidth=0.8)
+        axes.set(title=optimizer, xlabel="steps of the fit", xscale="log")
+        axes.grid()
+    figure.supylabel("lead over the random init (dB)", fontsize=style.font)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    data: Path | None = None
+    output: Path = ROOT / "results" / "meta_learning"
+    smoke: bool = False
+
+
+def main(options: Options) -> Path:
+    """Set one device a core, cut the crops, run; returns the run folder."""
+    fit.use_every_core()
+    config = SMOKE if options.smoke else Config()
+    cut = partial(activations.centre, size=config.size)
+    if options.smoke:
+        images = {name: cut(image) for name, image in smoke_images().items()}
+        training = list(images.values())[: -config.num_images]
+        images = dict(list(images.items())[-config.num_images :])
+    else:
+        paths = datasets.cid22_train(options.data)
+        training = [cut(read_image(path).image) for path in paths]
+        images = activations.held_back(options.data, slice(-config.num_images, None), cut)
+    folder = run(config, training, images, options.output)
+    print((folder / "table.md").read_text("utf-8"))
+    return folder
+
+
+if __name__ == "__main__":
+    # The process that decodes imports `Unfitted` by its module's name, which is not __main__.
+    from experiments import meta_learning
+
+    meta_learning.main(tyro.cli(tyro.conf.OmitArgPrefixes[meta_learning.Options]))
