@@ -46,6 +46,10 @@ from inrjax.machine import cpu_count
 from inrjax.types import BitstreamError
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+from bases import tiny_base  # noqa: E402
+
+SHARED = tiny_base()  # what golden streams of ModulatedSiren need; other decoders leave it
 GOLDEN = ROOT / "tests" / "golden"
 MEMORY = 512 << 20  # bytes of address space, Python and all libraries included
 SECONDS = 2  # of CPU time, so that a busy machine is not taken for a slow decoder
@@ -345,7 +349,8 @@ def repair_inr(data: bytes, base: Base) -> bytes | None:
     context = b""
     for one in (stream, bitstream.peek(base.data)):  # a context that is known, or the base's
         try:
-            context = codecs.BY_TAG[one.tag]().context(one)
+            codec: Any = codecs.decoder(codecs.BY_TAG[one.tag]().name, SHARED)
+            context = codec.context(one)
             break
         except (KeyError, BitstreamError):
             continue
@@ -410,10 +415,10 @@ def decoded(data: bytes) -> np.ndarray:
     """What `decode_stream` makes of a stream. `describe` must not fail where it does not."""
     told = None
     try:
-        told = codecs.describe(data)
+        told = codecs.describe(data, SHARED)
     except BitstreamError as error:
         one_sentence(error)
-    image = codecs.decode_stream(data, max_pixels=MAX_PIXELS)
+    image = codecs.decode_stream(data, SHARED, max_pixels=MAX_PIXELS)
     assert told is not None, "decoded, and describe refuses it"
     assert image.shape == (told.height, told.width, 3), "another size than described"
     return image

@@ -67,6 +67,7 @@ CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "strumpler-meta": lambda fit: [
         codecs.StrumplerMeta(width=w, **fit) for w in codecs.strumpler.WIDTHS
     ],
+    "product-siren": lambda fit: [codecs.ProductSiren(w, **fit) for w in codecs.inr.WIDTHS],
     "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in codecs.classic.JPEG_QUALITIES],
     "jpeg-optimized": lambda _: [
         codecs.Jpeg(q, optimize=True) for q in codecs.classic.JPEG_QUALITIES
@@ -1068,7 +1069,7 @@ def _keep(codec: Codec, image: Image, stream: bytes, path: Path, target: Path) -
 
 def _decode(options: Decode) -> int:
     pairs = _plan(options.paths, options.output, ".png", options.overwrite)
-    init = None if options.init is None else load_init(options.init)
+    init = None if options.init is None else codecs.load_shared(options.init)
     each = Each()
     with each.all(len(pairs)):
         for path, target in pairs.items():
@@ -1085,7 +1086,7 @@ def _decode(options: Decode) -> int:
 
 def _info(options: Info) -> int:
     stream = _read(options.path)
-    init = None if options.init is None else load_init(options.init)
+    init = None if options.init is None else codecs.load_shared(options.init)
     with _naming(options.path):
         description = codecs.describe(stream, init)._asdict()
     if options.json:
@@ -1364,7 +1365,7 @@ def _verify_run(options: VerifyRun) -> int:
     from inrjax import runs
 
     run = runs.read_run(options.run)
-    init = None if options.init is None else load_init(options.init)
+    init = None if options.init is None else codecs.load_shared(options.init)
     stored = runs.stored_rows(run)
     there = [one for one in stored if one.is_there]
     chosen = runs.sample(there, options.sample, options.seed)

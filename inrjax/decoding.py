@@ -6,8 +6,9 @@ Needs numpy alone.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -93,20 +94,29 @@ def reconstruct(net: Siren, params: Params, height: int, width: int) -> Image:
 
     def fill(block: tuple[slice, slice]) -> None:
         y, x = (images.centres(n, part) for n, part in zip((height, width), block, strict=True))
-        with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
-            values = (net.apply_grid_host(params, y, x) + 1) / 2
-        if np.isnan(values).any():
-            raise BitstreamError("a pixel is NaN: the file is damaged")
-        image[block] = images.to_uint8(values)
+        image[block] = pixels(net, params, y, x)
 
-    blocks = _blocks(height, width)
-    if len(blocks) == 1:  # a thread costs more than a small picture
-        fill(blocks[0])
-        return image
-    with ThreadPoolExecutor(min(cpu_count(), _MAX_THREADS, len(blocks))) as pool:
-        for _ in pool.map(fill, blocks):  # raises what a thread raised
-            pass
+    on_all_cores(fill, _blocks(height, width))
     return image
+
+
+def pixels(net: Siren, params: Params, y: np.ndarray, x: np.ndarray) -> Image:
+    """The uint8 (len(y), len(x), 3) pixels of a net on a grid; BitstreamError for a NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
+        values = (net.apply_grid_host(params, y, x) + 1) / 2
+    if np.isnan(values).any():
+        raise BitstreamError("a pixel is NaN: the file is damaged")
+    return images.to_uint8(values)
+
+
+def on_all_cores(function: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Calls the function for each item, in threads, 32 at most; raises what a call raised."""
+    if len(items) == 1:  # a thread costs more than a small picture
+        function(items[0])
+        return
+    with ThreadPoolExecutor(min(cpu_count(), _MAX_THREADS, len(items))) as pool:
+        for _ in pool.map(function, items):
+            pass
 
 
 def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:

@@ -166,7 +166,7 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     escapes: list[tuple[int, int]] = []
     for _, table, where in _groups(model):
         m = len(table) // 2 - 1
-        index = _decode_indices(decoder, table, len(where))
+        index = _decode_places(decoder, table, len(where))
         symbols[where] = index - m
         escapes += [(int(i), m) for i in where[index == len(table) - 1]]
     limits = [m for _, m in escapes]
@@ -199,12 +199,15 @@ def _to_index(symbols: np.ndarray, num_counts: int) -> tuple[np.ndarray, np.ndar
     return np.where(escaped, num_counts - 1, symbols + m), symbols[escaped]
 
 
-@lru_cache(maxsize=NUM_LEVELS)
-def _categorical_of(table: bytes):
-    counts_less_one = np.frombuffer(table, np.int64) - 1
+def _fresh_categorical(table: np.ndarray):
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
-    return _coder().model.Categorical(counts_less_one.astype(np.float32), lazy=False, perfect=False)
+    return _coder().model.Categorical((table - 1).astype(np.float32), lazy=False, perfect=False)
+
+
+@lru_cache(maxsize=NUM_LEVELS)
+def _categorical_of(table: bytes):
+    return _fresh_categorical(np.frombuffer(table, np.int64))
 
 
 def _categorical(table: np.ndarray):
@@ -283,7 +286,7 @@ class _Bits:
             self._at = 0
 
 
-def _decode_indices(decoder, table: np.ndarray, size: int) -> np.ndarray:
+def _decode_places(decoder, table: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(_guard(decoder.decode, _categorical(table), size), np.int64)
 
 
@@ -404,7 +407,7 @@ def decode_pooled(data: bytes, table: Table, num_symbols: int) -> np.ndarray:
     """The int64 symbols (num_symbols,) that `encode_pooled` was given; BitstreamError if the data
     cannot be of this table."""
     values, shares = table_counts(table)
-    return values[_decode_indices(_decoder(data), shares, num_symbols)]
+    return values[_decode_places(_decoder(data), shares, num_symbols)]
 
 
 def pooled_cost(symbols: np.ndarray, table: Table) -> float:
@@ -425,3 +428,102 @@ def _read_gamma(text: str, at: int) -> tuple[int, int]:
     if one < 0 or end > len(text):
         raise BitstreamError("the table of counts is not complete")
     return int(text[one:end], 2), end
+
+
+# ---------------------------------------------------------------------------- indices
+
+
+class Adaptive(NamedTuple):
+    """A model of arrays of indices that learns from the rows it has seen, so that no table is sent.
+
+    ``shapes``: (rows, columns) of each array; ``sizes``: its indices are 0..size-1, size >= 1.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    sizes: Sequence[int]
+
+
+def adaptive_counts(seen: np.ndarray) -> np.ndarray:
+    """Counts, int64 (size,) of sum 2^24, from how often each index came before, int (size,).
+
+    floor((seen + 1) 2^24 / (sum of seen + size)), and what is left goes to the first of the most
+    frequent (Laplace's rule of succession). Raises ValueError beyond 2^24 in the denominator.
+    """
+    often = np.asarray(seen, np.int64) + 1
+    total = int(often.sum())
+    if total > 1 << PRECISION:
+        raise ValueError(f"got {total} indices and values, expected at most {1 << PRECISION}")
+    table = (often << PRECISION) // total
+    table[np.argmax(often)] += (1 << PRECISION) - table.sum()
+    return table
+
+
+def encode_indices(arrays: Sequence[np.ndarray], model: Adaptive) -> bytes:
+    """The range-coded bytes of int arrays, one after the other, row by row.
+
+    A row is coded under the counts of the rows before it in its own array; an array of one possible
+    index takes nothing. Raises ValueError for arrays that the model does not describe.
+    """
+    arrays = [np.asarray(array, np.int64) for array in arrays]
+    if [array.shape for array in arrays] != [tuple(shape) for shape in model.shapes]:
+        raise ValueError(
+            f"got indices of shapes {[a.shape for a in arrays]}, expected {list(model.shapes)}"
+        )
+    for array, size in zip(arrays, model.sizes, strict=True):
+        if array.size and not 0 <= array.min() <= array.max() < size:
+            raise ValueError(f"got indices {array.min()}..{array.max()}, expected 0..{size - 1}")
+    encoder = _coder().queue.RangeEncoder()
+    for array, size in zip(arrays, model.sizes, strict=True):
+        seen = np.zeros(size, np.int64)
+        for row in array if size > 1 else ():
+            encoder.encode(row.astype(np.int32), _fresh_categorical(adaptive_counts(seen)))
+            seen += np.bincount(row, minlength=size)
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: _raveled(decode_indices(cut, model)), _raveled(arrays))
+
+
+def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
+    """The int64 arrays that `encode_indices` was given; BitstreamError if they cannot be."""
+    decoder, arrays = _decoder(data), []
+    for shape, size in zip(model.shapes, model.sizes, strict=True):
+        array, seen = np.zeros(shape, np.int64), np.zeros(size, np.int64)
+        for row in array if size > 1 else ():
+            categorical = _fresh_categorical(adaptive_counts(seen))
+            row[:] = np.asarray(_guard(decoder.decode, categorical, len(row)), np.int64)
+            seen += np.bincount(row, minlength=size)
+        arrays.append(array)
+    return arrays
+
+
+def _raveled(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *map(np.ravel, arrays)])
+
+
+# ---------------------------------------------------------------------------- one static table
+
+
+def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
+    """The range-coded bytes of int symbols (n,), all under one table that both sides have.
+
+    Args:
+      symbols: 0..size-1. table: counts, int (size,), size >= 2, each at least 1, of sum 2^24.
+
+    Raises:
+      ValueError: a symbol that the table does not have.
+    """
+    symbols = np.asarray(symbols, np.int64)
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() < len(table):
+        raise ValueError(
+            f"got symbols {symbols.min()}..{symbols.max()}, expected 0..{len(table) - 1}"
+        )
+    encoder = _coder().queue.RangeEncoder()
+    encoder.encode(symbols.astype(np.int32), _fresh_categorical(np.asarray(table, np.int64)))
+    data = encoder.get_compressed().astype(">u4").tobytes()
+    return _shorten(data, lambda cut: decode_table(cut, table, symbols.size), symbols)
+
+
+def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray:
+    """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
+    be."""
+    categorical = _fresh_categorical(np.asarray(table, np.int64))
+    return np.asarray(_guard(_decoder(data).decode, categorical, num_symbols), np.int64)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inrjax import entropy, fit, meta, quantize, trees
+from inrjax import entropy, fit, meta, product_quantization, quantize, trees
 from inrjax.fit import FitState, Points, Tiling
 from inrjax.images import coordinates
 from inrjax.init import Init
@@ -86,6 +86,120 @@ class PlainPlan:
         return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
 
 
+class InitShared(NamedTuple):
+    """``params``: where fits start, float32; ``rates``: of the inner steps that come first, None
+    for none; ``key``: random."""
+
+    params: Any
+    rates: Any
+    key: jax.Array
+
+
+def init_shared(init: Init, key: jax.Array) -> InitShared:
+    """What `InitPlan` needs of an init. Host arrays: JAX compiles a program for each operation and
+    shape that it is asked for, a quarter of a second here."""
+
+    def as_float32(tree):
+        return _by_path(lambda _, leaf: np.asarray(leaf, np.float32), tree)
+
+    rates = as_float32(init.rates) if init.rates else None
+    return InitShared(as_float32(init.params), rates, key)
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """Distortion alone, from a learned init and its inner steps; `InitShared`, `Points`."""
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+
+    def start(self, shared: InitShared, datum: Points) -> FitState:
+        """The state before the first step: the init after its inner steps."""
+        params = _adapted(self.net, shared.params, shared.rates, datum)
+        return fit.start(params, self.optimizer.build(self.num_steps))
+
+    def advance(
+        self,
+        shared: InitShared,
+        datum: Points,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        key_tiles, key_steps = jax.random.split(shared.key)
+
+        def loss_fn(params, step, key):
+            tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
+            return _image_mse(self.net, params, datum, tiles, axis)
+
+        optimizer = self.optimizer.build(self.num_steps)
+        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
+class ProductDatum(NamedTuple):
+    """A product-quantised net of an image, whose centroids are to be tuned.
+
+    ``points``: the image's. ``indices``: path -> int32 (out, blocks) of each tensor that has
+    centroids. ``values``: where tuning starts, a tree with the params' paths: the centroids
+    (num_centroids, block), or the tensor itself where there are no indices. ``steps``: the same
+    tree of scalars, what each is rounded to a multiple of.
+    """
+
+    points: Points
+    indices: Any
+    values: Any
+    steps: Any
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """Centroids, and the tensors that have none, tuned to the image's mse; indices stay.
+
+    Stock et al. 2020 (arXiv:1907.05686, section 3.3) tune centroids to the outputs of the net as it
+    was; here the picture itself is at hand. Every step sees the values rounded (straight-through).
+    ``shared``: the params (float32) that the values are distances from, and a random key.
+    """
+
+    net: Siren
+    optimizer: Optimizer
+    num_steps: int
+    tiles_per_step: int
+    window: int
+
+    def start(self, shared: tuple[Params, jax.Array], datum: ProductDatum) -> FitState:
+        """The state before the first step."""
+        return fit.start(datum.values, self.optimizer.build(self.num_steps))
+
+    def advance(
+        self,
+        shared: tuple[Params, jax.Array],
+        datum: ProductDatum,
+        state: FitState,
+        num_steps: int,
+        axis: str | None = None,
+    ) -> tuple[FitState, jax.Array]:
+        """Further steps; see `fit.advance`."""
+        mean, key = shared
+        key_tiles, key_steps = jax.random.split(key)
+
+        def loss_fn(values, step, key):
+            rounded = jax.tree.map(
+                lambda value, size: size * quantize.straight_through(value / size),
+                values,
+                datum.steps,
+            )
+            params = product_quantization.assemble(rounded, datum.indices, mean)
+            tiles = fit.draw_tiles(datum.points, self.tiles_per_step, step, key_tiles)
+            return _image_mse(self.net, params, datum.points, tiles, axis)
+
+        optimizer = self.optimizer.build(self.num_steps)
+        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
 class RateShared(NamedTuple):
     """What every image of a rate-aware batch sees.
 
@@ -112,20 +226,16 @@ POINTS_PER_STEP = 4096
 
 
 def rate_shared(init: Init, slope: float, seed: int) -> RateShared:
-    """What `RatePlan` needs of an init, its slope, and a key. Host arrays: JAX compiles a program
-    for each operation and shape that it is asked for, a quarter of a second here."""
-
-    def as_float32(tree):
-        return _by_path(lambda _, leaf: np.asarray(leaf, np.float32), tree)
-
+    """What `RatePlan` needs of an init, its slope, and a key."""
+    start = init_shared(init, jax.random.key(seed))
     levels = np.concatenate([level.ravel() for _, level in sorted(init.levels().items())])
     return RateShared(
-        params=as_float32(init.params),
-        rates=as_float32(init.rates) if init.rates else None,
+        params=start.params,
+        rates=start.rates,
         mean=trees.ravel(init.mean()).astype(np.float32),
         scales=np.exp2(levels / 4).astype(np.float32),
         slope=np.float32(slope),
-        key=jax.random.key(seed),
+        key=start.key,
     )
 
 
@@ -532,7 +642,7 @@ def fit_images(
     for attempt in range(1 + RETRIES):
         # The few that are tried again are not in the total that was announced.
         report = on_progress if attempt == 0 else None
-        results = _fit_once({i: batch[i] for i in waiting}, fitting, shared, report)
+        results = fit_once({i: batch[i] for i in waiting}, fitting, shared, report)
         params |= {i: result.params for i, result in results.items() if result.finite}
         waiting = [i for i in waiting if i not in params]
         if not waiting:
@@ -545,11 +655,11 @@ def fit_images(
     )
 
 
-def _fit_once(
+def fit_once(
     batch: Mapping[int, Image], fitting: Fitting, shared: Any, on_progress: OnProgress | None
 ) -> dict[int, fit.FitResult]:
-    """The result of each image, by its number; images of one tiling share a program and a batch:
-    all that have at least ``points_per_step`` pixels, whatever their shapes."""
+    """The result of each image, by its number, diverged or not; images of one tiling share a
+    program and a batch: all that have at least ``points_per_step`` pixels, whatever their shape."""
     sizes = {i: image.shape[0] * image.shape[1] for i, image in batch.items()}
     # The plan of an image depends on its own size alone, or its bytes would on its neighbours.
     tilings = {i: fit.tiling(size, fitting.points_per_step) for i, size in sizes.items()}

@@ -291,7 +291,7 @@ def _init_bytes(
         decoder = decoders[row.codec]
         if getattr(decoder, "suffix", None) != ".inr":
             continue
-        init = getattr(decoder, "init", None)
+        init = getattr(decoder, "init", None) or getattr(decoder, "base", None)
         try:
             needed = codecs.describe(_read_stream(folder, row, decoders), init).init_digest
         except BitstreamError:  # said where its picture is decoded

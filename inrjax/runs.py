@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from inrjax import codecs, metrics, results
+from inrjax.base import Base
 from inrjax.evaluate import (
     Decoder,
     decode_in_process,
@@ -208,7 +209,7 @@ def sample(stored: Sequence[Stored], num_rows: int, seed: int) -> list[Stored]:
 def verify(
     stored: Sequence[Stored],
     images: Mapping[str, Image],
-    init: Init | None = None,
+    init: Init | Base | None = None,
     decode: Decoder = decode_in_process,
 ) -> list[Check]:
     """Decode the streams again, in another process, and measure: a check for each row.

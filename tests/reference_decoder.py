@@ -1,7 +1,7 @@
 """A second decoder of .inr files, written from docs/bitstream.md: numpy and the standard library.
 
 It imports nothing of inrjax and no range coder, so that what it agrees with the package on is what
-the page says. Slow and plain on purpose: `python tests/reference_decoder.py FILE INITS_FOLDER`
+the page says. Slow and plain on purpose: `python tests/reference_decoder.py FILE FOLDER ...`
 prints the digests of the symbols and of the pixels.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
-NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4}
+NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4, 6: 3}
 STRUMPLER = {"num_frequencies": 16, "ratio": 1.4}
 TOP_OCTAVE = (
     4610560255948314624,
@@ -55,8 +55,8 @@ def refuse_if(condition: Any, why: str) -> None:
         raise Damaged(why)
 
 
-def decode(data: bytes, inits: Path) -> Decoded:
-    """The content of a file; ``inits``: the folder of the init files that it may name."""
+def decode(data: bytes, *folders: Path) -> Decoded:
+    """The content of a file; ``folders``: of the inits and bases that it may name."""
     tag, height, width, sections = read_container(data)
     if tag == 1:
         check(data, b"")
@@ -66,12 +66,18 @@ def decode(data: bytes, inits: Path) -> Decoded:
         check(data, b"")
         symbols, layers = read_strumpler(basic_params(sections[0]), *sections[1:])
         return Decoded(symbols, render(layers, STRUMPLER, 30.0, height, width))
-    init = find_init(sections[0], inits)
+    if tag == 6:
+        base = find_base(sections[0], folders)
+        check(data, base.digest)
+        return read_modulated_siren(base, sections[1], sections[2], height, width)
+    init = find_init(sections[0], folders)
     check(data, init.digest)
     if tag == 4:
         symbols, layers = read_strumpler(init_params(init), *sections[1:])
-        return Decoded(symbols, render(layers, init.net["encoding"], init.net["w0"], height, width))
-    symbols, layers = read_meta_siren(init, sections[1], sections[2])
+    elif tag == 5:
+        symbols, layers = read_product_siren(init, *sections[1:])
+    else:
+        symbols, layers = read_meta_siren(init, *sections[1:])
     encoding = init.net["encoding"]
     return Decoded(symbols, render(layers, encoding, init.net["w0"], height, width))
 
@@ -153,10 +159,17 @@ class InitFile(NamedTuple):
     digest: bytes
 
 
-def find_init(start: bytes, folder: Path) -> InitFile:
-    for path in sorted(folder.glob("*.npz")):
+def files_in(folders: tuple[Path, ...]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.glob("*.npz"))]
+
+
+def find_init(start: bytes, folders: tuple[Path, ...]) -> InitFile:
+    for path in files_in(folders):
         with np.load(path, allow_pickle=False) as arrays:
-            net = json.loads(str(arrays["header"]))["net"]
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != "inrjax-init-1":
+                continue
+            net = header["net"]
             used = {
                 name: arrays[name]
                 for name in arrays.files
@@ -168,7 +181,7 @@ def find_init(start: bytes, folder: Path) -> InitFile:
     raise Damaged(f"init {start.hex()} is not known")
 
 
-def init_digest(net: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+def init_digest(net: Any, arrays: dict[str, np.ndarray]) -> bytes:
     sha = hashlib.sha256(json.dumps(net, sort_keys=True).encode())
     for path in sorted(arrays):
         little = arrays[path].astype(arrays[path].dtype.newbyteorder("<"))
@@ -195,18 +208,130 @@ def read_meta_siren(
     refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
     tensors, at = {}, 0
     for path, index in zip(paths, steps, strict=True):
-        start = init.arrays[f"params/{path}"]
-        mean = np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
-        step = step_size(index)
+        mean = mean_of(init, path)
         own = symbols[at : at + mean.size].reshape(mean.shape)
-        tensors[path] = (mean.astype(np.float64) + own * step).astype(np.float32)
+        tensors[path] = (mean.astype(np.float64) + own * step_of(index)).astype(np.float32)
         at += mean.size
     names = sorted({path.split("/")[0] for path in paths})
     return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
 
 
-def step_size(index: int) -> float:
+def mean_of(init: InitFile, path: str) -> np.ndarray:
+    start = init.arrays[f"params/{path}"]
+    return np.float32(init.arrays[f"keep/{path}"]) * start.astype(np.float32)
+
+
+def step_of(index: int) -> float:
     return 2.0 ** (index // 8 - 24) * EIGHTHS[index % 8]
+
+
+# ---------------------------------------------------------------------------- ProductSiren
+
+
+def read_product_siren(
+    init: InitFile, grid: bytes, payload: bytes, coded_indices: bytes
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    names = sorted({name.split("/")[1] for name in init.arrays if name[0] == "p"})
+    paths = [f"{name}/{kind}" for name in names for kind in ("bias", "weight")]
+    refuse_if(len(grid) != 5 + 2 * len(paths), "grid")
+    most, block = int.from_bytes(grid[2:4], "little"), grid[4]
+    refuse_if(not 1 <= most <= 4096 or not 1 <= block <= 16, "grid")
+    steps, levels = grid[5 : 5 + len(paths)], grid[5 + len(paths) :]
+    refuse_if(max(levels) > 63, "grid")
+    shapes, cut = {}, {}
+    for path in paths:
+        shapes[path] = init.arrays[f"params/{path}"].shape
+        if path.endswith("weight") and path != paths[-1]:
+            out, into = shapes[path]
+            cut[path] = (out, -(-into // block))
+            shapes[path] = (max(1, min(most, cut[path][0] * cut[path][1] // 4)), block)
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    symbols = decode_symbols(payload, np.repeat(list(levels), sizes))
+    indices = decode_indices(coded_indices, [(*cut[path], shapes[path][0]) for path in cut])
+    everything = np.concatenate([symbols, *(own.ravel() for own in indices)])
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(everything.astype("<i4").tobytes(), 0) != stated, "symbols")
+    tensors, parts = {}, np.split(symbols, np.cumsum(sizes)[:-1])
+    for path, step, part in zip(paths, steps, parts, strict=True):
+        value = part.reshape(shapes[path]) * step_of(step)
+        mean = mean_of(init, path)
+        if path in cut:
+            rows = value[indices[list(cut).index(path)]]
+            value = rows.reshape(len(rows), -1)[:, : mean.shape[1]]
+        tensors[path] = (mean.astype(np.float64) + value).astype(np.float32)
+    return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
+
+
+def decode_indices(payload: bytes, arrays: list[tuple[int, int, int]]) -> list[np.ndarray]:
+    """``arrays``: (rows, columns, number of values) of each."""
+    coder, decoded = RangeDecoder(payload), []
+    for rows, columns, size in arrays:
+        array, often = np.zeros((rows, columns), np.int64), [1] * size
+        for row in array if size > 1 else ():
+            counts = [own * (1 << 24) // sum(often) for own in often]
+            counts[often.index(max(often))] += (1 << 24) - sum(counts)
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            row[:] = [coder.place(ends) for _ in row]
+            for index in row:
+                often[index] += 1
+        decoded.append(array)
+    return decoded
+
+
+# ---------------------------------------------------------------------------- ModulatedSiren
+
+
+class BaseFile(NamedTuple):
+    net: dict[str, Any]
+    patch: int
+    arrays: dict[str, np.ndarray]
+    digest: bytes
+
+
+def find_base(start: bytes, folders: tuple[Path, ...]) -> BaseFile:
+    for path in files_in(folders):
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != "inrjax-base-1":
+                continue
+            used = {name: arrays[name] for name in arrays.files if name not in ("header", "rates")}
+        net, patch = header["net"], header["patch"]
+        digest = init_digest([net, patch], used)
+        if digest.startswith(start) and len(start) == 4:
+            return BaseFile(net, patch, used, digest)
+    raise Damaged(f"base {start.hex()} is not known")
+
+
+def read_modulated_siren(
+    base: BaseFile, grid: bytes, payload: bytes, height: int, width: int
+) -> Decoded:
+    refuse_if(len(grid) != 3 or not 2 <= grid[2] <= 8, "grid")
+    ends = np.concatenate([[0], np.cumsum(base.arrays[f"tables/bits_{grid[2]}"])])
+    shift, centre, spread = (base.arrays[n].astype(float) for n in ("shift", "centre", "spread"))
+    rows, columns, side = -(-height // base.patch), -(-width // base.patch), base.patch
+    coder = RangeDecoder(payload)
+    count = rows * columns * shift.shape[1]
+    symbols = np.array([coder.place(ends) for _ in range(count)], np.int64)
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    image = np.zeros((rows * side, columns * side, 3), np.uint8)
+    names = sorted({n.split("/")[1] for n in base.arrays if n.startswith("params/")})
+    for i, own in enumerate(symbols.reshape(rows * columns, -1)):
+        latent = centre + 3 * spread * (2 * own / (2 ** grid[2] - 1) - 1)
+        shifts = np.split(shift @ latent, len(names) - 1)
+        layers = []
+        for name, moved in zip(names, [*shifts, 0.0], strict=True):
+            bias = base.arrays[f"params/{name}/bias"].astype(float) + moved
+            weight = base.arrays[f"params/{name}/weight"].astype(np.float32)
+            layers.append((weight, bias.astype(np.float32)))
+        top, left = i // columns * side, i % columns * side
+        image[top : top + side, left : left + side] = render(
+            layers, base.net["encoding"], base.net["w0"], side, side
+        )
+    return Decoded(symbols, image[:height, :width])
+
+
+# ---------------------------------------------------------------------------- symbols
 
 
 def counts_of(level: int) -> list[int]:
@@ -307,7 +432,7 @@ def read_strumpler(
     tensors, at = {}, 0
     for (path, start), index in zip(centre.items(), grid[2:], strict=True):
         own = symbols[at : at + start.size].reshape(start.shape)
-        tensors[path] = (start.astype(np.float64) + own * step_size(index)).astype(np.float32)
+        tensors[path] = (start.astype(np.float64) + own * step_of(index)).astype(np.float32)
         at += start.size
     names = sorted({path.split("/")[0] for path in centre})
     return symbols, [(tensors[f"{n}/weight"], tensors[f"{n}/bias"]) for n in names]
@@ -360,7 +485,7 @@ def render(layers: Any, encoding: Any, w0: float, height: int, width: int) -> np
 
 
 if __name__ == "__main__":
-    decoded = decode(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]))
+    decoded = decode(Path(sys.argv[1]).read_bytes(), *map(Path, sys.argv[2:]))
     parts = {"symbols": decoded.symbols, "pixels": decoded.image}
     for part, values in parts.items():
         if values is not None:

@@ -13,9 +13,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from bases import tiny_base
 from conftest import photograph
 
 from inrjax import bitstream, decoding, trees
+from inrjax.base import Base, save_base
 from inrjax.codecs import (
     BY_TAG,
     Avif,
@@ -27,8 +29,10 @@ from inrjax.codecs import (
     Jpeg2000,
     JpegXl,
     MetaSiren,
+    ModulatedSiren,
     MozJpeg,
     Png,
+    ProductSiren,
     StrumplerBasic,
     StrumplerMeta,
     Vvc,
@@ -56,6 +60,8 @@ STEPS = 12
 POINTS = 64  # one tile of most images: a step sees a subset, and batches pad to other lengths
 COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
 META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
+PRODUCT = ProductSiren(8, 8, 2, STEPS, 6, init=META.init, points_per_step=POINTS)
+MODULATED = ModulatedSiren(tiny_base(), inner_steps=3)
 FEW = {"points_per_step": POINTS, "rounding_steps": 6, "retraining_steps": 4}
 BASIC = StrumplerBasic(8, 8, STEPS, **FEW)
 STRUMPLER_META = StrumplerMeta(8, 7, STEPS, init=META.init, **FEW)
@@ -66,6 +72,8 @@ TABLE = {
     "meta-siren": (META, replace(META, width=4, init=small_init(4))),
     "strumpler-basic": (BASIC, replace(BASIC, num_bits=5)),
     "strumpler-meta": (STRUMPLER_META, replace(STRUMPLER_META, num_bits=4)),
+    "product-siren": (PRODUCT, replace(PRODUCT, num_centroids=2)),
+    "modulated-siren": (MODULATED, replace(MODULATED, bits=2)),
     "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
     "jpeg-optimized": (Jpeg(30, optimize=True), Jpeg(3, optimize=True)),
     "jpeg-progressive": (Jpeg(30, True, progressive=True), Jpeg(3, True, progressive=True)),
@@ -122,10 +130,10 @@ def encoded(name: str) -> dict[str, bytes]:
     return dict(zip(IMAGES, codec.encode(list(IMAGES.values())), strict=True))
 
 
-def init_of(name: str) -> Init | None:
+def init_of(name: str) -> Init | Base | None:
     """What `decode_stream` needs beside the stream."""
     codec, _ = TABLE[name]
-    return codec.init if isinstance(codec, MetaSiren | StrumplerMeta) else None
+    return getattr(codec, "init", None) or getattr(codec, "base", None)
 
 
 # ---------------------------------------------------------------------------- every codec
@@ -161,8 +169,8 @@ def test_round_trip_keeps_shape_and_dtype(name):
 def test_same_bytes_twice_and_batch_equals_singles(name):
     codec, _ = TABLE[name]
     # The shorter lists of tiny images alone take one more program, which costs seconds: the
-    # packaged init leaves them to the flat one, and Strümpler's three fits to COIN's.
-    few = name == "meta-siren-packaged" or name.startswith("strumpler")
+    # packaged init leaves them to the flat one, Strümpler's and ProductSiren's fits to COIN's.
+    few = name in ("meta-siren-packaged", "product-siren") or name.startswith("strumpler")
     keys = ["photograph", "odd"] if few else IMAGES
     for key in keys:
         assert codec.encode([IMAGES[key]]) == [encoded(name)[key]], key
@@ -255,15 +263,16 @@ def test_progress_rises_to_its_total(name):
 SCRIPT = """
 import json, pathlib, pickle, sys
 import numpy as np
-from inrjax.codecs import decode_stream
-from inrjax.init import load_init
+from inrjax.codecs import decode_stream, load_shared
 folder = pathlib.Path(sys.argv[1])
-init, images = load_init(folder / "init.npz"), {}
+init, base, images = load_shared(folder / "init.npz"), load_shared(folder / "base.npz"), {}
 classic = pickle.loads((folder / "classic.pickle").read_bytes())  # at other rates than the files'
 for path in sorted((folder / "streams").iterdir()):
     data = path.read_bytes()
     own = classic.get(path.name.partition("_")[0])
-    images[path.name] = own.decode([data])[0] if own else decode_stream(data, init)
+    images[path.name] = own.decode([data])[0] if own else decode_stream(
+        data, base if path.name.startswith("modulated") else init
+    )
 np.savez(folder / "images.npz", **images)
 print(json.dumps([m for m in ("jax", "flax", "optax", "matplotlib", "scipy") if m in sys.modules]))
 """
@@ -275,6 +284,7 @@ def elsewhere(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "streams").mkdir()
     save_init(folder / "init.npz", META.init)
+    save_base(folder / "base.npz", MODULATED.base)
     classic = {name: lower or codec for name, (codec, lower) in TABLE.items() if name not in INR}
     (folder / "classic.pickle").write_bytes(pickle.dumps(classic))
     for name, (codec, _) in TABLE.items():
@@ -330,6 +340,7 @@ def test_decode_stream_and_describe_know_it(name):
         assert found.sections.keys() == {"container", *codec.sections}
 
 
+# The other rows have an init of their own, which their streams need.
 @pytest.mark.parametrize("name", [name for name in INR if init_of(name) is None])
 def test_another_init_at_hand_does_not_matter(name):
     other = small_init(3)
@@ -337,7 +348,7 @@ def test_another_init_at_hand_does_not_matter(name):
     np.testing.assert_array_equal(decode_stream(stream, other), decode_stream(stream))
 
 
-@pytest.mark.parametrize("name", ["meta-siren", "strumpler-meta"])
+@pytest.mark.parametrize("name", ["meta-siren", "product-siren", "strumpler-meta"])
 def test_an_unknown_init_is_named_by_its_digest(name):
     other = replace(TABLE[name][0], width=4, init=small_init(4))
     digest = META.init.digest[:4].hex()
@@ -345,6 +356,18 @@ def test_an_unknown_init_is_named_by_its_digest(name):
         with pytest.raises(BitstreamError, match=f"init {digest}"):
             decode(encoded(name)["odd"])
     assert describe(encoded(name)["odd"], META.init).init_digest == digest
+
+
+def test_an_unknown_base_is_named_by_its_digest():
+    digest, stream = MODULATED.base.digest[:4].hex(), encoded("modulated-siren")["odd"]
+    other = ModulatedSiren(tiny_base(seed=1))
+    lacking = (ModulatedSiren().decode, other.decode)
+    for decode in (decode_stream, describe, *(lambda data, d=d: d([data]) for d in lacking)):
+        with pytest.raises(BitstreamError, match=f"base {digest}"):
+            decode(stream)
+    with pytest.raises(ValueError, match="no base"):
+        ModulatedSiren().encode([IMAGES["odd"]])
+    assert describe(stream, MODULATED.base).init_digest == digest
 
 
 def test_an_unknown_tag_is_named():
@@ -356,13 +379,20 @@ def test_an_unknown_tag_is_named():
 
 
 def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
-    pairs = ((COIN, "meta-siren"), (META, "strumpler-meta"), (BASIC, "coin"))
-    for codec, other in (*pairs, (STRUMPLER_META, "strumpler-basic")):
+    others = {
+        "meta-siren": COIN,
+        "strumpler-meta": META,
+        "coin": BASIC,
+        "strumpler-basic": STRUMPLER_META,
+        "modulated-siren": PRODUCT,
+        "product-siren": MODULATED,
+    }
+    for other, codec in others.items():
         with pytest.raises(BitstreamError, match="tag"):
             codec.decode([encoded(other)["odd"]])
 
 
-@every_inr
+@pytest.mark.parametrize("name", [name for name in INR if hasattr(TABLE[name][0], "seed")])
 def test_the_seed_changes_the_fit(name):
     codec, _ = TABLE[name]
     [stream] = replace(codec, seed=1).encode([IMAGES["photograph"]])
@@ -570,6 +600,17 @@ def test_the_parts_of_a_strumpler_fit_can_be_left_out():
         lambda: StrumplerMeta(width=31),
         lambda: replace(STRUMPLER_META, width=9),
         lambda: replace(STRUMPLER_META, num_bits=9),
+        lambda: ProductSiren(width=31),
+        lambda: replace(PRODUCT, width=9),
+        lambda: replace(PRODUCT, num_steps=0),
+        lambda: replace(PRODUCT, tune_steps=-1),
+        lambda: replace(PRODUCT, num_centroids=0),
+        lambda: replace(PRODUCT, num_centroids=4097),
+        lambda: replace(PRODUCT, block=0),
+        lambda: replace(PRODUCT, block=17),
+        lambda: ModulatedSiren(bits=1),
+        lambda: ModulatedSiren(bits=9),
+        lambda: ModulatedSiren(inner_steps=0),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(make):

@@ -21,6 +21,7 @@ from inrjax.nets.siren import HOST_TILE, Encoding, Siren
 
 ROOT = Path(inrjax.__file__).parents[1]
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.inr"))
+PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
 
 NETS = {
     "coin": Siren(width=30, depth=5),
@@ -108,14 +109,16 @@ def test_any_number_of_blas_threads_gives_the_same_bytes_and_jax_is_not_imported
 import hashlib, json, sys
 from pathlib import Path
 import inrjax.codecs
-images = [inrjax.codecs.decode_stream(Path(p).read_bytes()) for p in {list(map(str, GOLDEN))}]
+from bases import tiny_base
+files = [Path(p).read_bytes() for p in {list(map(str, GOLDEN))}]
+images = [inrjax.codecs.decode_stream(data, tiny_base()) for data in files]
 heavy = sorted({{"jax", "flax", "optax", "scipy", "matplotlib"}} & set(sys.modules))
 print(json.dumps([hashlib.sha256(i.tobytes()).hexdigest() for i in images] + heavy))
 """
     outputs = []
     for threads in ("1", "2", "2"):
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict.fromkeys(names, threads)}
+        environment = {**os.environ, "PYTHONPATH": PATHS, **dict.fromkeys(names, threads)}
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=environment,

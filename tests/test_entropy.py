@@ -510,3 +510,97 @@ def test_a_symbol_that_is_not_in_the_table_is_refused(symbol):
     table = entropy.table_of(np.array([-1, 0, 2, 2]))
     with pytest.raises(ValueError, match="does not have"):
         entropy.encode_pooled(np.array([0, symbol]), table)
+
+
+# ---------------------------------------------------------------------------- indices
+
+
+@st.composite
+def index_arrays(draw: st.DrawFn) -> tuple[list[np.ndarray], entropy.Adaptive]:
+    """A few arrays of indices: of one value, of two, of many; skewed or flat; with no row too."""
+    arrays, sizes = [], []
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    for _ in range(draw(st.integers(0, 3))):
+        size = draw(st.sampled_from([1, 2, 3, 17, 256]))
+        shape = draw(st.integers(0, 12)), draw(st.integers(1, 9))
+        skew = draw(st.sampled_from([0.02, 1.0]))
+        arrays.append(rng.choice(size, shape, p=rng.dirichlet(np.full(size, skew))))
+        sizes.append(size)
+    return arrays, entropy.Adaptive([a.shape for a in arrays], sizes)
+
+
+def reference_indices(data: bytes, index_model: entropy.Adaptive) -> list[list[list[int]]]:
+    """What `entropy.decode_indices` does, from the description in docs/bitstream.md."""
+    decoder, arrays = ReferenceDecoder(data), []
+    for (rows, columns), size in zip(index_model.shapes, index_model.sizes, strict=True):
+        array, seen = [[0] * columns for _ in range(rows)], [1] * size
+        for row in array if size > 1 else ():
+            table = [(own << PRECISION) // sum(seen) for own in seen]
+            table[seen.index(max(seen))] += (1 << PRECISION) - sum(table)
+            row[:] = [decoder.decode(table) for _ in row]
+            for index in row:
+                seen[index] += 1
+        arrays.append(array)
+    return arrays
+
+
+@given(index_arrays())
+@settings(deadline=None, max_examples=80)
+def test_indices_come_back_and_the_page_says_how(case):
+    arrays, index_model = case
+    data = entropy.encode_indices(arrays, index_model)
+    again = entropy.decode_indices(data, index_model)
+    assert [array.tolist() for array in again] == [array.tolist() for array in arrays]
+    assert reference_indices(data, index_model) == [array.tolist() for array in arrays]
+
+
+@given(index_arrays())
+@settings(deadline=None, max_examples=40)
+def test_indices_take_what_the_counts_say(case):
+    arrays, index_model = case
+    ideal = 0.0
+    for array, size in zip(arrays, index_model.sizes, strict=True):
+        seen = np.zeros(size, np.int64)
+        for row in array:
+            ideal += np.sum(PRECISION - np.log2(entropy.adaptive_counts(seen)[row]))
+            seen += np.bincount(row, minlength=size)
+    assert 8 * len(entropy.encode_indices(arrays, index_model)) <= ideal + 40
+
+
+@given(st.lists(st.integers(0, 50_000), min_size=1, max_size=300))
+def test_adaptive_counts_fill_the_range_and_rise_with_what_was_seen(seen):
+    table = entropy.adaptive_counts(np.array(seen))
+    assert table.sum() == 1 << PRECISION and table.min() >= 1
+    # A stable sort puts the first of the most frequent, which has what is left, before its equals.
+    order = np.argsort(-np.array(seen), kind="stable")
+    assert (np.diff(table[order]) <= 0).all()
+
+
+def test_indices_that_the_model_cannot_hold_are_refused():
+    index_model = entropy.Adaptive([(2, 2)], [3])
+    for array in (np.full((2, 2), 3), np.full((2, 2), -1), np.zeros((2, 3), int)):
+        with pytest.raises(ValueError, match="expected"):
+            entropy.encode_indices([array], index_model)
+    with pytest.raises(ValueError, match="expected"):
+        entropy.adaptive_counts(np.full(2, 1 << PRECISION))
+
+
+@given(st.integers(2, 256), st.integers(0, 80), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=60)
+def test_symbols_under_a_table_come_back_and_the_page_says_how(size, count, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice(size, count, p=rng.dirichlet(np.full(size, 0.1)))
+    table = entropy.adaptive_counts(rng.integers(0, 1000, size))
+    data = entropy.encode_table(values, table)
+    assert entropy.decode_table(data, table, count).tolist() == values.tolist()
+    reference = ReferenceDecoder(data)
+    assert [reference.decode(table.tolist()) for _ in range(count)] == values.tolist()
+    ideal = float(np.sum(PRECISION - np.log2(table[values])))
+    assert 8 * len(data) <= ideal + 40
+
+
+def test_symbols_that_a_table_lacks_are_refused():
+    table = entropy.adaptive_counts(np.zeros(4, int))
+    for values in ([4], [-1]):
+        with pytest.raises(ValueError, match=r"expected 0\.\.3"):
+            entropy.encode_table(np.array(values), table)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,67 @@ def test_defaults_smoke(tmp_path: Path) -> None:
     folder = defaults.main(defaults.Options(output=tmp_path, smoke=True))
     table = (folder / "table.md").read_text()
     assert "| default |" in table and "| prior mean: the init |" in table
+
+
+def test_product_quantization_smoke(tmp_path: Path) -> None:
+    from experiments import product_quantization as experiment
+
+    folder = experiment.main(experiment.Options(output=tmp_path, smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    wanted = [(codec.name, codec.setting) for codec in experiment.build_codecs(experiment.SMOKE)]
+    assert [(row.codec, row.setting) for row in rows] == wanted
+    table = (folder / "table.md").read_text()
+    assert table.count("| 24 | 2 | 8 |") == 2 and "rounding, same net: of 2 products" in table
+    # Both settings of one fit: the one that was tuned is nearer.
+    tuned, plain = (row.psnr for row in rows if row.codec == "product-siren")
+    assert tuned > plain
+
+
+def test_a_score_is_read_off_the_curve_and_nothing_is_extended() -> None:
+    from experiments.product_quantization import at_bytes
+
+    curve = [(400, 30.0), (100, 20.0), (200, 26.0)]
+    assert at_bytes(curve, 200) == pytest.approx(26.0)
+    assert at_bytes(curve, 283) == pytest.approx(28.0, abs=0.01)  # half an octave on
+    assert at_bytes(curve, 99) is None and at_bytes(curve, 401) is None
+
+
+def test_coinpp_smoke(tmp_path: Path) -> None:
+    from experiments import coinpp
+
+    folder = coinpp.smoke(tmp_path)
+    for name, count in (("cifar-10", 2), ("kodak", 1)):
+        rows = results.read_rows(folder / name / "rows.csv")
+        assert len(rows) == 2 * count
+        assert all(row.bpp == 8 * row.num_bytes / (row.height * row.width) for row in rows)
+    table = (folder / "table.md").read_text()
+    assert table.count("| CIFAR-10 | 2 |") == 2 and table.count("| Kodak | 1 |") == 2
+    before = table, (folder / "kodak" / "rows.csv").read_bytes()
+    coinpp.smoke(tmp_path)  # nothing is trained or measured twice
+    assert before == (
+        (folder / "table.md").read_text(), (folder / "kodak" / "rows.csv").read_bytes(),
+    )  # fmt: skip
+
+
+def test_a_base_is_trained_where_range_coder_and_command_line_libraries_are_missing(
+    tmp_path: Path,
+) -> None:
+    program = f"""
+import sys
+for name in ("constriction", "tyro", "rich", "matplotlib"):
+    sys.modules[name] = None
+from pathlib import Path
+from experiments import coinpp
+coinpp.train(coinpp.SMOKE.training, "smoke", None, Path({str(tmp_path / "base.npz")!r}), None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ValueError, match="another base"):
+        from experiments import coinpp
+
+        coinpp.train(
+            replace(coinpp.SMOKE.training, seed=1), "smoke", None, tmp_path / "base.npz", None
+        )
 
 
 def test_optimizers_smoke(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from golden import make
 
-from inrjax import codecs, metrics
+from inrjax import codecs, decoding, metrics
 from inrjax.images import read_image
 from inrjax.types import BitstreamError, Image
 
@@ -69,7 +69,7 @@ def test_every_codec_has_all_sizes_of_this_version() -> None:
 def test_only_coin_has_no_symbols() -> None:
     """A codec whose coder is not seen by `make.decode` would be tested on its pixels alone."""
     without = {
-        codecs.describe(path.read_bytes()).codec
+        codecs.describe(path.read_bytes(), make.BASE).codec
         for path in GOLDEN
         if record_of(path)["symbols"] is None
     }
@@ -79,7 +79,7 @@ def test_only_coin_has_no_symbols() -> None:
 def test_the_largest_are_of_several_blocks() -> None:
     for path, (codec, source) in make.wanted().items():
         if path.stem.endswith("_tall"):
-            assert len(codecs.inr._blocks(*source.shape)) > 1, codec
+            assert len(decoding._blocks(*source.shape)) > 1, codec
 
 
 def test_a_digest_of_other_symbols_or_pixels_is_noticed() -> None:
@@ -106,7 +106,7 @@ def refuses(path: Path, data: bytes) -> bool:
         if path.suffix == codecs.Fmm.suffix:
             codecs.Fmm().decode([data])
         else:
-            codecs.decode_stream(data)
+            codecs.decode_stream(data, make.BASE)
     except BitstreamError:
         return True
     return False
@@ -155,9 +155,9 @@ def test_describe_refuses_what_the_decoder_refuses(path: Path) -> None:
     data = path.read_bytes()
     for at in range(0, len(data), 7):
         with pytest.raises(BitstreamError):
-            codecs.describe(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+            codecs.describe(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], make.BASE)
         with pytest.raises(BitstreamError):
-            codecs.describe(data[:at])
+            codecs.describe(data[:at], make.BASE)
 
 
 def test_the_matrix_of_versions_measures_this_python(tmp_path: Path) -> None:

@@ -3,31 +3,34 @@ caller allows, whatever it claims."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 from golden import make
 
-from inrjax import bitstream, cli, codecs, entropy, images
+from inrjax import bitstream, cli, codecs, decoding, entropy, images
 from inrjax.nets.siren import Siren
 from inrjax.types import BitstreamError
 
 ROOT = Path(__file__).parents[1]
 INR = [path for path in make.paths() if path.suffix == ".inr"]
-ONE_OF_EACH = {codecs.describe(path.read_bytes()).codec: path for path in INR}
+ONE_OF_EACH = {codecs.describe(path.read_bytes(), make.BASE).codec: path for path in INR}
 every_codec = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
 def claiming(path: Path, height: int, width: int) -> bytes:
     """A file with its header's size changed and the checksum right."""
     stream = bitstream.peek(path.read_bytes())
-    context = codecs.BY_TAG[stream.tag]().context(stream)
+    codec: Any = codecs.decoder(codecs.BY_TAG[stream.tag]().name, make.BASE)
+    context = codec.context(stream)
     return bitstream.pack(stream.tag, height, width, stream.sections, context)
 
 
@@ -56,15 +59,15 @@ def test_the_limit_is_the_caller_s(name: str) -> None:
     data = ONE_OF_EACH[name].read_bytes()
     stream = bitstream.peek(data)
     pixels = stream.height * stream.width
-    assert codecs.decode_stream(data, max_pixels=pixels).size == 3 * pixels
+    assert codecs.decode_stream(data, make.BASE, max_pixels=pixels).size == 3 * pixels
     with pytest.raises(BitstreamError, match="max_pixels"):
-        codecs.decode_stream(data, max_pixels=pixels - 1)
+        codecs.decode_stream(data, make.BASE, max_pixels=pixels - 1)
 
 
 def test_the_limit_can_be_all_that_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     [path] = [path for path in INR if path.name == "v1_coin_odd.inr"]
     data = claiming(path, 8192, 8192)
-    monkeypatch.setattr(codecs.inr, "reconstruct", lambda net, params, *size: size)
+    monkeypatch.setattr(decoding, "reconstruct", lambda net, params, *size: size)
     assert codecs.decode_stream(data, max_pixels=bitstream.MAX_PIXELS) == (8192, 8192)
 
 
@@ -84,11 +87,12 @@ LARGE = """
 import re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
 from pathlib import Path
+from bases import tiny_base
 from inrjax import codecs
 from inrjax.types import BitstreamError
 data = Path(sys.argv[1]).read_bytes()
 try:
-    print(*codecs.decode_stream(data, max_pixels=1 << 21).shape)
+    print(*codecs.decode_stream(data, tiny_base(), max_pixels=1 << 21).shape)
 except BitstreamError:
     print("refused")
 print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -103,7 +107,8 @@ def test_memory_of_a_large_picture_is_three_bytes_a_pixel_and_little_more(
 ) -> None:
     """Two million pixels; at 25 bytes a pixel, the default limit of 2^25 would take 800 MB."""
     (tmp_path / "a.inr").write_bytes(claiming(ONE_OF_EACH[name], 1024, 2048))
-    one_core = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    one_core = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": path}
     output = subprocess.run(
         [sys.executable, "-c", LARGE, str(tmp_path / "a.inr")],
         env=one_core,
@@ -243,7 +248,7 @@ def test_extreme_symbols_and_steps_are_a_picture_or_refused() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(entropy, "_shorten", lambda data, *_: data)
                 payload = entropy.encode(symbols, entropy.Laplace(levels))
-            check = codecs.inr._symbol_check(symbols)
+            check = decoding.symbol_check(symbols)
             grid = check + bytes([step] * len(shapes)) + bytes([offset] * len(shapes))
             sections = [init.digest[:4], grid, payload]
             data = bitstream.pack(codec.tag, 4, 4, sections, init.digest)

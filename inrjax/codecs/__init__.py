@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from inrjax import bitstream
-from inrjax.codecs import classic, fmm, inr, modern, strumpler, vvc
+from inrjax.base import Base, load_base
+from inrjax.codecs import classic, fmm, inr, modern, modulated, product, strumpler, vvc
 from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
 from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
 from inrjax.codecs.modern import Hevc, JpegXl
+from inrjax.codecs.modulated import ModulatedSiren
+from inrjax.codecs.product import ProductSiren
 from inrjax.codecs.strumpler import StrumplerBasic, StrumplerMeta
 from inrjax.codecs.vvc import Vvc
-from inrjax.init import Init
+from inrjax.init import Init, load_init
 from inrjax.types import BitstreamError, Codec, Image
 
 __all__ = [
@@ -30,8 +35,10 @@ __all__ = [
     "Jpeg2000",
     "JpegXl",
     "MetaSiren",
+    "ModulatedSiren",
     "MozJpeg",
     "Png",
+    "ProductSiren",
     "StrumplerBasic",
     "StrumplerMeta",
     "Vvc",
@@ -42,12 +49,18 @@ __all__ = [
     "describe",
     "fmm",
     "inr",
+    "load_shared",
     "modern",
+    "modulated",
+    "product",
     "strumpler",
     "vvc",
 ]
 
-BY_TAG = {codec.tag: codec for codec in (Coin, MetaSiren, StrumplerBasic, StrumplerMeta)}
+BY_TAG = {
+    codec.tag: codec
+    for codec in (Coin, MetaSiren, StrumplerBasic, StrumplerMeta, ProductSiren, ModulatedSiren)
+}
 """The codec of each tag that an .inr file can name."""
 
 
@@ -56,6 +69,8 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
     "meta-siren": MetaSiren,
     "strumpler-basic": StrumplerBasic,
     "strumpler-meta": StrumplerMeta,
+    "product-siren": ProductSiren,
+    "modulated-siren": ModulatedSiren,
     "jpeg": lambda: Jpeg(1, optimize=False),
     "jpeg-optimized": lambda: Jpeg(1, optimize=True),
     "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
@@ -75,12 +90,12 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
 not installed. Decoding needs no setting: any one reads the streams of all."""
 
 
-_WITH_INIT = (MetaSiren, StrumplerMeta)
+_WITH_INIT: tuple[type[Any], ...] = (MetaSiren, StrumplerMeta, ProductSiren)
 
 
 class Description(NamedTuple):
     """What an .inr file says of itself. ``sections``: bytes of each, ``container`` the rest;
-    ``init_digest``: first hex digits of the init it needs, None if it needs none."""
+    ``init_digest``: first hex digits of the init or base it needs, None if it needs none."""
 
     codec: str
     version: int
@@ -101,27 +116,40 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
     return BY_TAG[stream.tag]
 
 
-def _codec_for(stream: bitstream.Stream, init: Init | None) -> Any:
-    codec = _codec_of(stream)
-    if init is not None and codec in _WITH_INIT:
-        return codec(width=init.net.width, init=init)
+def _with_shared(codec: Callable[[], Codec], shared: Init | Base | None) -> Any:
+    """A codec with the init or the base that its kind takes; others leave it."""
+    if isinstance(shared, Base) and codec is ModulatedSiren:
+        return ModulatedSiren(shared)
+    if isinstance(shared, Init) and codec in _WITH_INIT:
+        return codec(width=shared.net.width, init=shared)  # pyright: ignore[reportCallIssue]
     # Without one, a codec finds the packaged init that a stream names, whatever its own width.
     return codec()
 
 
-def decoder(name: str, init: Init | None = None) -> Codec:
+def load_shared(path: str | PathLike[str]) -> Init | Base:
+    """Read what an encoder was given beside the picture: an init, or a base of modulated SIRENs.
+
+    Raises ValueError if the file is neither.
+    """
+    try:
+        return load_init(Path(path))
+    except ValueError as error:
+        try:
+            return load_base(Path(path))
+        except ValueError:
+            raise error from None
+
+
+def decoder(name: str, init: Init | Base | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
-    ``init``: what the encoder was given, if it was not a packaged one; codecs without an init leave
-    it. Raises ValueError for a name that is not in `BY_NAME`, or whose optional package is not
-    installed.
+    ``init``: the init or base that the encoder was given, if it was not a packaged one; codecs
+    without one leave it. Raises ValueError for a name that is not in `BY_NAME`, or whose optional
+    package is not installed.
     """
     if name not in BY_NAME:
         raise ValueError(f"there is no codec {name!r} here, expected one of {', '.join(BY_NAME)}")
-    kind = BY_NAME[name]
-    if init is not None and kind in _WITH_INIT:
-        return kind(width=init.net.width, init=init)
-    return kind()
+    return _with_shared(BY_NAME[name], init)
 
 
 DEFAULT_MAX_PIXELS = 1 << 25
@@ -129,7 +157,7 @@ DEFAULT_MAX_PIXELS = 1 << 25
 
 
 def decode_stream(
-    data: bytes, init: Init | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes, init: Init | Base | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
@@ -140,25 +168,25 @@ def decode_stream(
 
     Args:
       data: the bytes of a file.
-      init: what the encoder was given, if it was not a packaged one.
+      init: the init or base that the encoder was given, if it was not a packaged one.
       max_pixels: pixels at most, at least 1.
 
     Raises:
-      BitstreamError: damaged, of another version, of an unknown init, or over ``max_pixels``;
-        nothing was allocated for the picture.
+      BitstreamError: damaged, of another version, of an unknown init or base, or over
+        ``max_pixels``; nothing was allocated for the picture.
     """
     stream = bitstream.peek(data)
     bitstream.check_claim(stream, max_pixels)
-    return _codec_for(stream, init).decode([data])[0]
+    return _with_shared(_codec_of(stream), init).decode([data])[0]
 
 
-def describe(data: bytes, init: Init | None = None) -> Description:
+def describe(data: bytes, init: Init | Base | None = None) -> Description:
     """What a stream says of itself, its checksum verified where the init is at hand.
 
     Raises BitstreamError for a damaged stream, and for one whose init is not known here.
     """
     stream = bitstream.peek(data)
-    codec = _codec_for(stream, init)
+    codec = _with_shared(_codec_of(stream), init)
     context = codec.context(stream)
     bitstream.unpack(data, context)
     return Description(

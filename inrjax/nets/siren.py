@@ -154,7 +154,7 @@ class Siren:
         size = self._host_tile
         for start in range(0, len(coords), size):
             tile = np.asarray(coords[start : start + size], np.float32)
-            pieces = self._pieces(self._encode_host(tile.T))
+            pieces = self._pieces(self.encode_host(tile.T))
             h, spare = self._host_buffers(len(pieces), pieces.shape[-1])
             np.matmul(first[:, :-1], pieces, out=h[..., :-1, :])
             h[..., :-1, :] += first[:, -1:]
@@ -185,12 +185,12 @@ class Siren:
         """(slow, fast, out_dim); ``layers``: what `apply_grid_host` makes of the params."""
         bias, slow_weight, fast_weight, others = layers
         out = np.empty((len(slow), len(fast), self.out_dim), np.float32)
-        slow_sums = np.matmul(slow_weight, self._pieces(self._encode_host(slow[None])))
+        slow_sums = np.matmul(slow_weight, self._pieces(self.encode_host(slow[None])))
         slow_sums = (slow_sums + bias).swapaxes(1, 2).reshape(-1, self.width)[: len(slow)]
         tile = self._host_tile
         for left in range(0, len(fast), tile):
             columns = slice(left, min(left + tile, len(fast)))
-            fast_sums = np.matmul(fast_weight, self._pieces(self._encode_host(fast[None, columns])))
+            fast_sums = np.matmul(fast_weight, self._pieces(self.encode_host(fast[None, columns])))
             count, _, size = fast_sums.shape
             rows = max(1, tile // (count * size))
             h, spare = self._host_buffers(rows, count, size)
@@ -217,7 +217,7 @@ class Siren:
             for factor, layer in zip(factors, layers, strict=True)
         ]
 
-    def _encode_host(self, coords: np.ndarray) -> np.ndarray:
+    def encode_host(self, coords: np.ndarray) -> np.ndarray:
         """Coords (dims, n) as the features of these dimensions, (features, n), float32."""
         coords = coords.astype(np.float32)
         if self.encoding is None:

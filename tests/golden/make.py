@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,12 +26,18 @@ from unittest import mock
 
 import numpy as np
 
-from inrjax import bitstream, codecs, datasets, entropy, metrics
-from inrjax.codecs import fmm
-from inrjax.images import write_image
-from inrjax.types import Image
-
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent))
+
+from bases import tiny_base  # noqa: E402
+
+from inrjax import bitstream, codecs, datasets, entropy, metrics  # noqa: E402
+from inrjax.codecs import fmm  # noqa: E402
+from inrjax.images import write_image  # noqa: E402
+from inrjax.types import Image  # noqa: E402
+
+BASE = tiny_base()
+"""What streams of ModulatedSiren need; decoders of other codecs leave it."""
 
 
 class Source(NamedTuple):
@@ -60,6 +67,8 @@ SMALL: dict[str, Callable[[], Any]] = {
     "meta-siren": lambda: codecs.MetaSiren(24, num_steps=300),
     "strumpler-basic": lambda: codecs.StrumplerBasic(8, num_steps=300),
     "strumpler-meta": lambda: codecs.StrumplerMeta(24, num_steps=300),
+    "product-siren": lambda: codecs.ProductSiren(24, 32, num_steps=300, tune_steps=100),
+    "modulated-siren": lambda: codecs.ModulatedSiren(BASE),
 }
 """Codecs with other settings than their defaults, for small files."""
 
@@ -84,7 +93,7 @@ def decode(path: Path) -> tuple[np.ndarray | None, Image]:
         return fmm.quotients(image).ravel(), image
     with ExitStack() as stack:
         seen = _watch_entropy(stack)
-        image = codecs.decode_stream(data)
+        image = codecs.decode_stream(data, BASE)
     return (np.concatenate(seen) if seen else None), image
 
 
@@ -102,7 +111,7 @@ def _watch_entropy(stack: ExitStack) -> list[np.ndarray]:
             finally:
                 depth -= 1
             if depth == 0:  # what one decoder has from another is noted once
-                seen.append(np.ravel(result))
+                seen.extend(map(np.ravel, result if isinstance(result, list) else [result]))
             return result
 
         return noted
