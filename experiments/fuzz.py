@@ -406,6 +406,7 @@ def readings(folder: Path) -> dict[str, Reading]:
 
     return {
         "inr": Reading(decoded, BitstreamError),
+        "each byte": Reading(codecs.decode_stream, BitstreamError),  # `describe` stops there, too
         "fmm": Reading(lambda data: Fmm().decode([data])[0], BitstreamError),
         "image": Reading(picture, ValueError),
     }
@@ -506,7 +507,10 @@ def serve() -> None:
             for index, one in mutants(config, task):
                 place[:] = struct.pack("<q", index)
                 signal.setitimer(signal.ITIMER_PROF, config.seconds)
-                outcome, reason = outcome_of(one, reading[one.base.kind])
+                is_inr_byte = one.how == "each byte" and one.base.kind == "inr"
+                outcome, reason = outcome_of(
+                    one, reading["each byte" if is_inr_byte else one.base.kind]
+                )
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 counts[f"{key_of(one)}|{outcome}"] += 1
                 if outcome in ("failure", "silent"):
