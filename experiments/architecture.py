@@ -120,7 +120,7 @@ def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
                 f"{np.mean([r.num_bytes for r in rows[name]]):.0f}",
                 f"{np.mean([r.psnr for r in rows[name]]):.2f}",
                 f"{scores[name].mean():.2f}",
-                f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]",
+                f"{gain.value:+.2f}{_interval(gain)}",
                 f"{np.median(scores[name] - scores[reference]):+.2f}",
             ]
         )
@@ -134,6 +134,12 @@ def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
     )
     header = ["net", "bytes", "PSNR dB", "score dB", "gain dB", "median gain"]
     return f"{title}\n\n{markdown(header, lines)}\n\n{note}\n"
+
+
+def _interval(estimate: compare.Estimate) -> str:
+    if estimate.low is None or estimate.high is None:  # of a single image
+        return ""
+    return f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def mean_estimate(values: np.ndarray) -> compare.Estimate:
