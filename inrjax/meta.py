@@ -66,7 +66,7 @@ def init_meta_scalar(params: Any, rate: float) -> MetaParams:
 
 
 def spread_rates(meta: MetaParams, inner_steps: int) -> Any:
-    """The rate of each parameter at each inner step: leaves of shape (inner_steps, *shape)."""
+    """The rate of each parameter at each inner step: leaves ``(inner_steps, ...)``."""
     return jax.tree.map(
         lambda p, rate: jnp.broadcast_to(rate, (inner_steps, *jnp.shape(p))),
         meta.params,
