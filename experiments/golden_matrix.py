@@ -176,10 +176,12 @@ def main(options: Options) -> Path:
     config = Config((), False, False, False) if there else options.config
     folder = results.run_folder(options.output, config)
     chosen = [Row(str(path), "as installed", None) for path in there] or rows(config)
-    measured = [measure(row) for row in chosen]
-    results.write_json(folder / "rows.json", measured)
-    results.write_json(folder / "provenance.json", results.provenance("cpu"))
-    (folder / "table.md").write_text(table(measured), "utf-8")
+    measured = []
+    for row in chosen:  # an environment takes minutes: what is done is kept
+        measured.append(measure(row))
+        results.write_json(folder / "rows.json", measured)
+        results.write_json(folder / "provenance.json", results.provenance("cpu"))
+        (folder / "table.md").write_text(table(measured), "utf-8")
     print((folder / "table.md").read_text("utf-8"))
     return folder
 
