@@ -648,10 +648,10 @@ def run(
             worker.stop()
 
     number = min(workers or cpu_count(), len(waiting))
-    if number:
+    if number:  # first, so that a run that is stopped has it
+        results.write_json(folder / "provenance.json", results.provenance("cpu"))
         with ThreadPoolExecutor(number) as pool:
             list(pool.map(work, range(number)))
-        results.write_json(folder / "provenance.json", results.provenance("cpu"))
     (folder / "table.md").write_text(table(config, state), "utf-8")
     return folder
 
@@ -728,6 +728,8 @@ class Options:
     count: int = 1_000_000
     """Mutants, rounded up to whole batches."""
     config: Config = Config()
+    each_byte: bool = True
+    """Every value of every byte of the golden files, too. With --count 0 and without: the table."""
     output: Path = ROOT / "results" / "fuzz"
     workers: int = 0
     """Processes; 0 for one a core."""
@@ -742,7 +744,9 @@ def main(options: Options) -> Path:
     if options.smoke:
         folder = run(SMOKE, 300, False, options.output, options.workers)
     else:
-        folder = run(options.config, options.count, True, options.output, options.workers)
+        folder = run(
+            options.config, options.count, options.each_byte, options.output, options.workers
+        )
     print((folder / "table.md").read_text("utf-8"))
     return folder
 
