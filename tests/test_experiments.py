@@ -27,10 +27,19 @@ def test_the_docstring_holds_claim_command_and_minutes(name: str) -> None:
         assert word in text, f"{name} does not say its {word}"
 
 
-def test_kodak_rd_smoke(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def kodak_smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of kodak_rd, in ``<results>/kodak_rd/<hash>``."""
     from experiments import kodak_rd
 
-    folder = kodak_rd.main(kodak_rd.Options(output=tmp_path, smoke=True))
+    root = tmp_path_factory.mktemp("results")
+    return kodak_rd.main(kodak_rd.Options(output=root / "kodak_rd", smoke=True))
+
+
+def test_kodak_rd_smoke(kodak_smoke: Path) -> None:
+    from experiments import kodak_rd
+
+    folder = kodak_smoke
     rows = results.read_rows(folder / "rows.csv")
     wanted = {(c.name, c.setting) for c in kodak_rd.build_codecs(kodak_rd.SMOKE)}
     assert {(row.codec, row.setting) for row in rows} == wanted
@@ -298,7 +307,7 @@ def test_an_unfitted_file_holds_the_init_itself() -> None:
     import numpy as np
 
     from experiments import meta_learning
-    from inrjax.codecs.inr import reconstruct
+    from inrjax.decoding import reconstruct
     from inrjax.init import packaged_init
 
     learned = packaged_init(24)
@@ -378,10 +387,10 @@ def test_architecture_smoke(tmp_path: Path) -> None:
     assert "the packaged init" in table and "2 layers of 16, w0 15" in table
 
 
-def test_the_ladder_is_made_of_the_rows_of_other_runs(tmp_path: Path) -> None:
-    from experiments import kodak_rd, ladder
+def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_path: Path) -> None:
+    from experiments import ladder
 
-    kodak_rd.main(kodak_rd.Options(output=tmp_path / "kodak_rd", smoke=True))
+    shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
     options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
     folder = ladder.main(options)
     table = (folder / "table.md").read_text("utf-8")
