@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -26,6 +26,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs an accelerator where there is none."""
     if item.get_closest_marker("gpu") and jax.default_backend() == "cpu":
         pytest.skip("needs an accelerator: run with JAX_PLATFORMS=cuda")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_fit() -> Iterator[None]:
+    """Forget compiled programs when many are held: each takes several of the process's memory
+    maps, and when those run out (Linux allows 65,530) XLA ends the process while it compiles."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+
+
+MOST_MAPS = 20_000
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
