@@ -131,7 +131,7 @@ def measure(row: Row) -> dict[str, Any]:
             subprocess.run([*install, "pytest", "pytest-timeout", *row.requirements], check=True)
         # The fixtures set JAX up; the golden files need none of them.
         bare = [] if "JAX" not in row.choice else ["--noconftest"]
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *bare]
+        command = [python, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *bare]
         tested = _run([*command, "-k", "not refuse", "tests/test_golden.py"])
         summary = re.findall(r"\d+ (?:passed|failed|error|skipped)\w*", tested.stdout[-300:])
         program = MEASURE.replace("PACKAGES", repr(PACKAGES))
