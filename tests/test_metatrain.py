@@ -61,11 +61,11 @@ def same(one: Init, other: Init) -> bool:
 
 
 def test_the_init_is_whole(whole: Init, tmp_path: Path) -> None:
-    assert (whole.net.width, whole.net.depth, whole.net.num_features) == (4, 4, 66)
+    assert (whole.net.width, whole.net.depth, whole.net.num_features) == (4, 4, 50)
     assert whole.rates is not None
     assert {leaf.shape[0] for _, leaf in trees.leaves(whole.rates)} == {2}
     envelope = dict(trees.leaves(whole.envelope))
-    assert envelope["layer_00/weight"].shape == (1, 66)  # a scale for each column
+    assert envelope["layer_00/weight"].shape == (1, 50)  # a scale for each column
     assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
     assert whole.info["licence"] == "none"
     assert whole.info["num_images"] == 3
