@@ -219,7 +219,7 @@ NEEDS = {
 """Codec -> the optional package that it needs, and a setting of it."""
 
 
-@pytest.mark.parametrize("name", codecs.BY_NAME)
+@pytest.mark.parametrize("name", [name for name in codecs.BY_NAME if name != "modulated-siren"])
 def test_the_decoder_of_a_name_reads_the_streams_of_any_setting(name: str) -> None:
     coded = CODED.get(name)
     if name in NEEDS:
