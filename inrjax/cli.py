@@ -270,8 +270,8 @@ class Evaluate:
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
     """Any of meta-siren, coin, product-siren, strumpler-basic, strumpler-meta, jpeg,
-    jpeg-optimized, jpeg-progressive, jpeg-optimized-444, jpeg-mozjpeg, jpeg2000, webp, avif, jpeg-xl, hevc,
-    vvc, png, fmm, fmm-jpeg-optimized."""
+    jpeg-optimized, jpeg-progressive, jpeg-optimized-444, jpeg-mozjpeg, jpeg2000, webp, avif,
+    jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None
     """Steps of each fit."""
     seed: Annotated[int, _SEED] = 0
