@@ -446,11 +446,11 @@ def table(
         "Mean PSNR of the fitted pictures, rounded to uint8: no file, no quantisation. The "
         f"difference to the {reference} under the same optimiser is paired by crop, with a 95 % "
         "bootstrap interval over crops. Scale and rate were chosen on "
-        f"{config.tuning_images} crops of other images; how far a choice is from the edge of what "
-        "was tried is in trials.json.",
+        f"{config.tuning_images} crops of other images, out of what trials.json lists. Edge: what "
+        "was chosen at an end of what was tried, so that more of it might be better still.",
     ]
     header = [
-        "net", "params", "factor", "first biases", "ratio", "rate", "PSNR dB",
+        "net", "params", "factor", "first biases", "ratio", "rate", "edge", "PSNR dB",
         f"less the {reference}'s, dB",
     ]  # fmt: skip
     for optimizer in OPTIMIZERS:
@@ -467,12 +467,24 @@ def table(
                     f"{best['first_bias']:.2g}",
                     "none" if best["ratio"] is None else f"{best['ratio']:g}",
                     f"{best['rate']:g}",
+                    ", ".join(edges(trials[f"{method.name}, {optimizer}"])),
                     f"{np.mean(list(by_net[method.name].values())):.2f}",
                     "" if method.name == reference else interval_text(gap),
                 ]
             )
         parts += [f"## {optimizer}", markdown(header, lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def edges(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the best of some trials, the first, has at an end of the values tried, where there are
+    three or more."""
+    found = []
+    for name in ("factor", "ratio", "rate"):
+        tried = sorted({trial[name] for trial in trials if trial[name] is not None})
+        if len(tried) >= 3 and trials[0][name] in (tried[0], tried[-1]):
+            found.append(f"{'lowest' if trials[0][name] == tried[0] else 'highest'} {name}")
+    return found
 
 
 def _psnrs(rows: Sequence[Row], net: str, optimizer: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Claim (CocoNet, Bricman and Ionescu 2018, arXiv:1805.11357): yes, better than bilateral and median
 filtering, and than bicubic interpolation.
 Command: python -m experiments.coconet --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 8 of one CPU core. A stopped run goes on: rows that exist are kept.
+Minutes: about 10 of one CPU core. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/coconet/<config hash>/table.md.
 
 Thumbnails of 64 x 64 pixels are made of held-back cid22 photographs by averaging 8 x 8 pixels.

@@ -222,6 +222,19 @@ def test_activations_smoke(tmp_path: Path) -> None:
     assert (folder / "table.md").read_text() == table
 
 
+def test_edges_of_what_was_tried() -> None:
+    from experiments.activations import edges
+
+    trials = [
+        {"factor": factor, "ratio": None, "rate": rate}
+        for rate in (0.3, 0.2, 0.1)
+        for factor in (20, 10, 30)
+    ]
+    assert edges(trials) == ["highest rate"]
+    assert edges(trials[1:]) == ["lowest factor", "highest rate"]
+    assert edges(trials[:1]) == []
+
+
 def test_nets_of_activations_are_siren_s_where_they_should_be() -> None:
     import jax
     import numpy as np
