@@ -42,7 +42,9 @@ PUBLISHED = ((1.10, 27.03), (2.20, 30.45))
 """(bpp, PSNR in dB) of COIN++ on CIFAR-10 (Dupont et al. 2022); rates without a container."""
 
 
-TRAINING = BaseTrainConfig(width=64, depth=5, num_steps=3000, points=256, tasks_per_step=16)
+TRAINING = BaseTrainConfig(
+    width=64, depth=5, num_steps=3000, points=256, tasks_per_step=16, learning_rate=2e-3
+)
 """A base that two cores learn in minutes."""
 
 
