@@ -42,9 +42,7 @@ PUBLISHED = ((1.10, 27.03), (2.20, 30.45))
 """(bpp, PSNR in dB) of COIN++ on CIFAR-10 (Dupont et al. 2022); rates without a container."""
 
 
-TRAINING = BaseTrainConfig(
-    width=64, depth=5, num_steps=3000, points=256, tasks_per_step=16, learning_rate=2e-3
-)
+TRAINING = BaseTrainConfig(width=64, depth=5, num_steps=2000, points=256, tasks_per_step=16)
 """A base that two cores learn in minutes."""
 
 
@@ -249,7 +247,8 @@ def table(config: Config, bases: Sequence[Base], lines: Sequence[Sequence[str]])
         f"{base.net.w0:g}, {_of(base, 'num_steps')} outer steps of "
         f"{_of(base, 'tasks_per_step')} patches at {_of(base, 'points')} of their "
         f"{base.patch**2} pixels, {base.info.get('num_patches')} training patches "
-        f"({base.info.get('training_set')}), digest {base.digest.hex()[:8]}"
+        f"({base.info.get('training_set')}), mean training mse of the last steps "
+        f"{base.info.get('losses', [float('nan')])[-1]:.4g}, digest {base.digest.hex()[:8]}"
         for base in bases
     ]
     published = markdown(
