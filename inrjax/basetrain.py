@@ -51,8 +51,8 @@ class BaseTrainConfig:
     inner_steps: int = 3
     tasks_per_step: int = 16
     points: int = 1024
-    learning_rate: float = 1e-3
-    rate_learning_rate: float = 1e-2
+    learning_rate: float = 6e-4
+    rate_learning_rate: float = 3e-3
     inner_rate: float = 0.03
     fit_inner_steps: int = 10
     moments: int = 2048
@@ -81,11 +81,13 @@ CHECKPOINT_STEPS = 100
 
 
 class TrainState(NamedTuple):
-    """What training carries on, and checkpoints. ``step``: int32, outer steps done."""
+    """What training carries on, and checkpoints. ``step``: int32, outer steps done; ``losses``
+    (num_steps,): of each of them, 0 for those to come."""
 
     learned: Learned
     opt_state: Any
     step: jax.Array
+    losses: jax.Array
 
 
 def train_base(
@@ -101,8 +103,8 @@ def train_base(
       folder: where checkpoints go, and come from if there are any: a run that was stopped goes on
         and ends with the same base. None for none.
       on_progress: counts outer steps.
-      info: more to note in the base (command, licence of the data); the number of patches and their
-        digest are noted anyway.
+      info: more to note in the base (command, licence of the data); the number of patches, their
+        digest and the outer losses, means of `LOSS_STEPS` steps, are noted anyway.
 
     Raises:
       ValueError: no patches of this size, checkpoints of another run, or the training diverged.
@@ -114,9 +116,14 @@ def train_base(
             f"(n, {config.patch}, {config.patch}, 3), at least one"
         )
     digest = hashlib.sha256(str(patches.shape).encode() + patches.tobytes()).hexdigest()
-    learned = _train(config, patches, digest, folder, on_progress)
-    note = {"config": asdict(config), "num_patches": len(patches), "data_sha256": digest}
-    return with_distribution(config, learned, patches, note | (info or {}))
+    state = _train(config, patches, digest, folder, on_progress)
+    note = {
+        "config": asdict(config),
+        "num_patches": len(patches),
+        "data_sha256": digest,
+        "losses": [float(f"{loss:.4g}") for loss in _means(np.asarray(state.losses))],
+    }
+    return with_distribution(config, state.learned, patches, note | (info or {}))
 
 
 # ---------------------------------------------------------------------------- outer steps
@@ -128,13 +135,15 @@ def _train(
     digest: str,
     folder: Path | None,
     on_progress: OnProgress | None,
-) -> Learned:
+) -> TrainState:
     mesh = _mesh(config.tasks_per_step)
     everywhere = jax.NamedSharding(mesh, jax.P())
     data = jax.device_put(patches.reshape(len(patches), -1, 3), everywhere)
     optimizer = _optimizer(config)
     learned = initial(config)
-    state = TrainState(learned, optimizer.init(learned), jnp.zeros((), jnp.int32))
+    state = TrainState(
+        learned, optimizer.init(learned), jnp.zeros((), jnp.int32), jnp.zeros(config.num_steps)
+    )
     inputs = {"config": asdict(config), "data_sha256": digest}
     if folder is not None:
         restored = checkpoint.restore(folder, state, inputs)
@@ -143,15 +152,38 @@ def _train(
     state = jax.device_put(state, everywhere)
     while done < config.num_steps:
         steps = min(CHECKPOINT_STEPS, config.num_steps - done)
-        state, losses = _program(jax.default_backend())(config, steps, mesh, state, data)
-        if not np.isfinite(np.asarray(losses)).any():
-            raise ValueError("the base's training diverged: lower learning_rate or inner_rate")
+        state = _program(jax.default_backend())(config, steps, mesh, state, data)
         done += steps
+        _check_losses(np.asarray(state.losses)[:done])
         if folder is not None:
             checkpoint.save(folder, done, state, inputs)
         if on_progress is not None:
             on_progress(done, config.num_steps)
-    return jax.tree.map(np.asarray, state.learned)
+    return jax.tree.map(np.asarray, state)
+
+
+LOSS_STEPS = 100
+"""Steps whose mean loss is noted, and tells whether training diverges."""
+
+
+def _means(losses: np.ndarray) -> np.ndarray:
+    """Means of whole runs of `LOSS_STEPS` losses, of what there is if there is no whole run; a step
+    that was skipped, whose loss is not finite, does not count."""
+    size = min(LOSS_STEPS, len(losses))
+    runs = losses[: len(losses) // size * size].reshape(-1, size)
+    finite = np.isfinite(runs)
+    return np.where(finite, runs, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
+
+
+def _check_losses(losses: np.ndarray) -> None:
+    """Raise ValueError where losses are not finite, or higher than they were at first: steps too
+    long for the inner loop make it chaotic, and it does not come back."""
+    means = _means(losses)
+    if not np.isfinite(losses[-LOSS_STEPS:]).any() or means[-1] > means[0]:
+        raise ValueError(
+            f"the base's training diverged, from a loss of {means[0]:.3g} to {means[-1]:.3g} in "
+            f"{len(losses)} steps: lower learning_rate, rate_learning_rate or inner_rate"
+        )
 
 
 def initial(config: BaseTrainConfig) -> Learned:
@@ -195,8 +227,10 @@ def _advance(config, num_steps, mesh, state, data):
 
     def on_device(state, data):
         return jax.lax.scan(
-            lambda own, _: _outer_step(config, mesh.size, own, data), state, length=num_steps
-        )
+            lambda own, _: (_outer_step(config, mesh.size, own, data), None),
+            state,
+            length=num_steps,
+        )[0]
 
     # check_vma=False: every device holds the same state, and gradients are summed by hand.
     return jax.shard_map(
@@ -213,10 +247,11 @@ def _outer_step(config: BaseTrainConfig, num_devices: int, state: TrainState, da
     loss, grads = jax.lax.pmean((loss, grads), "task")
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.learned)
     moved: Any = optax.apply_updates(cast(Any, state.learned), updates)
-    proposed = TrainState(moved, opt_state, state.step)
+    proposed = state._replace(learned=moved, opt_state=opt_state)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
-    return kept._replace(step=state.step + 1), loss
+    losses = state.losses.at[state.step].set(loss)
+    return kept._replace(step=state.step + 1, losses=losses)
 
 
 def _key(config: BaseTrainConfig) -> jax.Array:

@@ -58,6 +58,7 @@ def test_the_base_is_whole(whole: Base, tmp_path: Path) -> None:
     assert (whole.net.width, whole.net.depth, whole.latent_dim, whole.patch) == (8, 2, 6, 8)
     assert whole.info["licence"] == "none" and whole.info["num_patches"] == 12
     assert whole.info["config"]["num_steps"] == 5
+    assert len(whole.info["losses"]) == 1 and whole.info["losses"][0] > 0
     save_base(tmp_path / "base.npz", whole)
     assert same(load_base(tmp_path / "base.npz"), whole)
 
@@ -92,7 +93,7 @@ def test_training_lowers_the_loss_and_moves_every_part() -> None:
         return jnp.mean(jax.lax.map(one, pixels))
 
     start = basetrain.initial(config)
-    learned = basetrain._train(config, PATCHES, "digest", None, None)
+    learned = basetrain._train(config, PATCHES, "digest", None, None).learned
     assert mean_loss(learned) < 0.8 * mean_loss(start)
     for new, old in zip(jax.tree.leaves(learned), jax.tree.leaves(start), strict=True):
         assert not np.array_equal(new, old)
@@ -184,12 +185,25 @@ def test_the_distribution_is_that_of_the_latents(whole: Base) -> None:
 
 
 def test_divergence_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverged(config, num_steps, mesh, state, data):
-        return state, np.full(num_steps, np.nan)
+    monkeypatch.setattr(basetrain, "LOSS_STEPS", 2)
+    for losses in ([np.nan] * 5, [1.0, 1.0, 1.1, 1.1, 1.1]):
 
-    monkeypatch.setattr(basetrain, "_program", lambda platform: diverged)
-    with pytest.raises(ValueError, match="diverged"):
-        basetrain.train_base(SMALL, PATCHES)
+        def diverged(config, num_steps, mesh, state, data, losses=losses):
+            return state._replace(losses=np.array(losses))
+
+        monkeypatch.setattr(basetrain, "_program", lambda platform, own=diverged: own)
+        with pytest.raises(ValueError, match="diverged"):
+            basetrain.train_base(SMALL, PATCHES)
+
+
+def test_losses_are_noted_and_one_step_of_chaos_is_no_divergence() -> None:
+    losses = np.linspace(2.0, 1.0, 250)
+    losses[110] = np.nan  # a step that was skipped
+    expected = [losses[:100].mean(), np.nanmean(losses[100:200])]
+    np.testing.assert_allclose(basetrain._means(losses), expected)
+    basetrain._check_losses(np.linspace(2.0, 1.0, 250))
+    basetrain._check_losses(losses)
+    basetrain._check_losses(np.array([1.0, 3.0]))  # too few to say
 
 
 @pytest.mark.parametrize(
