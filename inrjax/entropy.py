@@ -527,3 +527,65 @@ def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray
     be."""
     categorical = _fresh_categorical(np.asarray(table, np.int64))
     return np.asarray(_guard(_decoder(data).decode, categorical, num_symbols), np.int64)
+
+
+# ---------------------------------------------------------------------------- in several calls
+
+
+@lru_cache(maxsize=NUM_LEVELS)
+def _level_model(level: int) -> tuple[int, Any]:
+    """The number of counts of a level, and the coder's model of them."""
+    table = counts(level)
+    return len(table), _categorical(table)
+
+
+def _runs(levels: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(level, the places that have it), by rising level."""
+    order = np.argsort(levels, kind="stable")
+    ends = np.flatnonzero(np.diff(levels[order])) + 1
+    return [(int(levels[places[0]]), places) for places in np.split(order, ends) if len(places)]
+
+
+class LaplaceEncoder:
+    """Codes symbols in several calls, so that a decoder may choose the levels of a call by what it
+    has decoded in those before. In a call, symbols are coded level by level, each level in order,
+    and the escapes of a level after its symbols."""
+
+    def __init__(self):
+        self._encoder = _coder().queue.RangeEncoder()
+
+    def put(self, symbols: np.ndarray, levels: np.ndarray) -> None:
+        """Code int symbols (n,) at levels (n,) of 0..63; ValueError for one beyond 2^30."""
+        if symbols.size and np.abs(symbols).max() > 1 << 30:
+            raise ValueError(f"got a symbol of {np.abs(symbols).max()}, expected {1 << 30} at most")
+        for level, places in _runs(levels):
+            size, model = _level_model(level)
+            index, escaped = _to_index(symbols[places], size)
+            self._encoder.encode(index.astype(np.int32), model)
+            digits = [bit for k in escaped for bit in _escape_bits(int(k), size // 2 - 1)]
+            if digits:
+                self._encoder.encode(np.array(digits, np.int32), _coin())
+
+    def to_bytes(self) -> bytes:
+        """All that was coded. Zeros at the end are left out: the decoder reads zeros there."""
+        return self._encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+
+
+class LaplaceDecoder:
+    """Decodes what a `LaplaceEncoder` coded, by calls with the same levels."""
+
+    def __init__(self, data: bytes):
+        self._decoder = _decoder(data)
+
+    def get(self, levels: np.ndarray) -> np.ndarray:
+        """The next int64 symbols (n,), at levels (n,) of 0..63; BitstreamError for bad data."""
+        symbols = np.empty(len(levels), np.int64)
+        for level, places in _runs(levels):
+            size, model = _level_model(level)
+            index = np.asarray(_guard(self._decoder.decode, model, len(places)), np.int64)
+            symbols[places] = index - (size // 2 - 1)
+            escaped = places[index == size - 1]
+            if len(escaped):
+                limits = [size // 2 - 1] * len(escaped)
+                symbols[escaped] = _decode_escapes(self._decoder, limits)
+        return symbols

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from inrjax import codecs, metrics, results
-from inrjax.base import Base
 from inrjax.evaluate import (
     Decoder,
     decode_in_process,
@@ -27,7 +26,6 @@ from inrjax.evaluate import (
     read_digests,
     row_stream_path,
 )
-from inrjax.init import Init
 from inrjax.types import Image, RDPoint
 
 TOLERANCES = {"psnr": 0.01, "psnr_y": 0.01, "psnr_ycbcr": 0.01, "ssim": 1e-4, "ms_ssim": 1e-4}
@@ -209,7 +207,7 @@ def sample(stored: Sequence[Stored], num_rows: int, seed: int) -> list[Stored]:
 def verify(
     stored: Sequence[Stored],
     images: Mapping[str, Image],
-    init: Init | Base | None = None,
+    init: codecs.Shared | None = None,
     decode: Decoder = decode_in_process,
 ) -> list[Check]:
     """Decode the streams again, in another process, and measure: a check for each row.

@@ -9,15 +9,27 @@ from typing import Any, NamedTuple
 
 from inrjax import bitstream
 from inrjax.base import Base, load_base
-from inrjax.codecs import classic, fmm, inr, modern, modulated, product, strumpler, vvc
+from inrjax.codecs import (
+    classic,
+    fmm,
+    inr,
+    latent_grid,
+    modern,
+    modulated,
+    product,
+    strumpler,
+    vvc,
+)
 from inrjax.codecs.classic import Avif, Jpeg, Jpeg2000, MozJpeg, Png, WebP
 from inrjax.codecs.fmm import Fmm, FmmInside
 from inrjax.codecs.inr import Coin, MetaSiren
+from inrjax.codecs.latent_grid import LatentGrid
 from inrjax.codecs.modern import Hevc, JpegXl
 from inrjax.codecs.modulated import ModulatedSiren
 from inrjax.codecs.product import ProductSiren
 from inrjax.codecs.strumpler import StrumplerBasic, StrumplerMeta
 from inrjax.codecs.vvc import Vvc
+from inrjax.grids import GridBase, load_grid_base
 from inrjax.init import Init, load_init
 from inrjax.types import BitstreamError, Codec, Image
 
@@ -34,6 +46,7 @@ __all__ = [
     "Jpeg",
     "Jpeg2000",
     "JpegXl",
+    "LatentGrid",
     "MetaSiren",
     "ModulatedSiren",
     "MozJpeg",
@@ -49,6 +62,7 @@ __all__ = [
     "describe",
     "fmm",
     "inr",
+    "latent_grid",
     "load_shared",
     "modern",
     "modulated",
@@ -59,7 +73,15 @@ __all__ = [
 
 BY_TAG = {
     codec.tag: codec
-    for codec in (Coin, MetaSiren, StrumplerBasic, StrumplerMeta, ProductSiren, ModulatedSiren)
+    for codec in (
+        Coin,
+        MetaSiren,
+        StrumplerBasic,
+        StrumplerMeta,
+        ProductSiren,
+        ModulatedSiren,
+        LatentGrid,
+    )
 }
 """The codec of each tag that an .inr file can name."""
 
@@ -71,6 +93,7 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
     "strumpler-meta": StrumplerMeta,
     "product-siren": ProductSiren,
     "modulated-siren": ModulatedSiren,
+    "latent-grid": LatentGrid,
     "jpeg": lambda: Jpeg(1, optimize=False),
     "jpeg-optimized": lambda: Jpeg(1, optimize=True),
     "jpeg-progressive": lambda: Jpeg(1, optimize=True, progressive=True),
@@ -89,6 +112,9 @@ BY_NAME: dict[str, Callable[[], Codec]] = {
 """How to make a codec of each name that a row of a table can have; ValueError where its package is
 not installed. Decoding needs no setting: any one reads the streams of all."""
 
+
+Shared = Init | Base | GridBase
+"""What an encoder may have been given beside the picture, and its decoder needs."""
 
 _WITH_INIT: tuple[type[Any], ...] = (MetaSiren, StrumplerMeta, ProductSiren)
 
@@ -116,31 +142,36 @@ def _codec_of(stream: bitstream.Stream) -> type[Any]:
     return BY_TAG[stream.tag]
 
 
-def _with_shared(codec: Callable[[], Codec], shared: Init | Base | None) -> Any:
+def _with_shared(codec: Callable[[], Codec], shared: Shared | None) -> Any:
     """A codec with the init or the base that its kind takes; others leave it."""
     if isinstance(shared, Base) and codec is ModulatedSiren:
         return ModulatedSiren(shared)
+    if isinstance(shared, GridBase) and codec is LatentGrid:
+        return LatentGrid(base=shared)
     if isinstance(shared, Init) and codec in _WITH_INIT:
         return codec(width=shared.net.width, init=shared)  # pyright: ignore[reportCallIssue]
     # Without one, a codec finds the packaged init that a stream names, whatever its own width.
     return codec()
 
 
-def load_shared(path: str | PathLike[str]) -> Init | Base:
-    """Read what an encoder was given beside the picture: an init, or a base of modulated SIRENs.
+def load_shared(path: str | PathLike[str]) -> Shared:
+    """Read what an encoder was given beside the picture: an init, a base of modulated SIRENs, or a
+    base of latent grids.
 
-    Raises ValueError if the file is neither.
+    Raises ValueError if the file is none of them.
     """
     try:
         return load_init(Path(path))
     except ValueError as error:
-        try:
-            return load_base(Path(path))
-        except ValueError:
-            raise error from None
+        for load in (load_base, load_grid_base):
+            try:
+                return load(Path(path))
+            except ValueError:
+                continue
+        raise error from None
 
 
-def decoder(name: str, init: Init | Base | None = None) -> Codec:
+def decoder(name: str, init: Shared | None = None) -> Codec:
     """A codec that decodes every stream of the codec of that name, whatever its setting was.
 
     ``init``: the init or base that the encoder was given, if it was not a packaged one; codecs
@@ -157,7 +188,7 @@ DEFAULT_MAX_PIXELS = 1 << 25
 
 
 def decode_stream(
-    data: bytes, init: Init | Base | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes, init: Shared | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Image:
     """The uint8 (height, width, 3) image of any .inr stream that this version knows.
 
@@ -180,7 +211,7 @@ def decode_stream(
     return _with_shared(_codec_of(stream), init).decode([data])[0]
 
 
-def describe(data: bytes, init: Init | Base | None = None) -> Description:
+def describe(data: bytes, init: Shared | None = None) -> Description:
     """What a stream says of itself, its checksum verified where the init is at hand.
 
     Raises BitstreamError for a damaged stream, and for one whose init is not known here.

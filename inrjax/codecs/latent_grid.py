@@ -1,0 +1,166 @@
+"""LatentGrid: a picture as quantised latents on grids of several resolutions, under learned nets.
+
+Encoding imports JAX when it is called; decoding needs numpy and the range coder alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inrjax import bitstream, decoding, grids, images
+from inrjax.grids import GridBase
+from inrjax.machine import cpu_count
+from inrjax.types import BitstreamError, Image, OnProgress
+
+STEPS = range(8, 53)
+"""Step sizes that encoders take: those that bases are learned for, and a few beyond."""
+
+MAX_FIT_PIXELS = 1 << 24
+"""Pixels of a picture that is encoded; a fit holds about 400 bytes for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentGrid:
+    """Latents overfitted to a picture; the nets that make pixels of them, and predict their
+    distributions, are learned beforehand, shared, and never sent (see `inrjax.nets.latent_grid`).
+
+    The rate is set by the step size; a fit is a few proximal steps, so that it takes seconds. What
+    both sides share is a base, named by the first bytes of its digest, and by all of it in the
+    checksum: `GridBase.shared_bytes` belong beside any rate.
+
+    Attributes:
+      step: number of the step size, 8 (finest) to 52, eight to an octave.
+      rate_weight: factor of the lmbda that suits the step size, > 0; more gives smaller files.
+      iterations: proximal steps of a fit, >= 1.
+      seed: of which latents move in which step.
+      base: None for the packaged one. Decoding takes this one and all packaged ones.
+    """
+
+    step: int = 28
+    rate_weight: float = 1.0
+    iterations: int = 12
+    seed: int = 0
+    base: GridBase | None = None
+
+    suffix: ClassVar[str] = ".inr"
+    tag: ClassVar[int] = 7
+    sections: ClassVar[tuple[str, ...]] = ("base", "grid", "latents")
+
+    def __post_init__(self):
+        good = self.step in STEPS and 0 < self.rate_weight < np.inf
+        if not good or self.iterations < 1:
+            raise ValueError(
+                f"got step {self.step}, rate_weight {self.rate_weight} and iterations "
+                f"{self.iterations}, expected a step of {STEPS.start}..{STEPS.stop - 1}, a "
+                "rate_weight above 0 and at least one iteration"
+            )
+
+    @property
+    def name(self) -> str:
+        """``latent-grid``."""
+        return "latent-grid"
+
+    @property
+    def setting(self) -> str:
+        """``step=S_weight=W_iterations=N``; the weight is left out where it is 1."""
+        weight = "" if self.rate_weight == 1 else f"_weight={self.rate_weight:.4g}"
+        return f"step={self.step}{weight}_iterations={self.iterations}"
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each uint8 (height, width, 3) image; progress counts images.
+
+        Raises ValueError for another array, or for one of more than `MAX_FIT_PIXELS` pixels.
+        """
+        if not images:
+            return []
+        decoding.check_images(images)
+        for image in images:
+            if image.shape[0] * image.shape[1] > MAX_FIT_PIXELS:
+                raise ValueError(
+                    f"got an image of {image.shape[0]} x {image.shape[1]} pixels, expected at most "
+                    f"{MAX_FIT_PIXELS} pixels: use another codec, or cut it"
+                )
+        streams = []
+        with ThreadPoolExecutor(min(cpu_count(), len(images), 4)) as pool:
+            for stream in pool.map(self._encode_one, images):
+                streams.append(stream)
+                if on_progress is not None:
+                    on_progress(len(streams), len(images))
+        return streams
+
+    def _encode_one(self, image: Image) -> bytes:
+        from inrjax import gridfit
+
+        base = self._own_base()
+        shared = gridfit.Shared(**base.approximate)
+        lmbda = self.rate_weight * float(gridfit.rate_weight(self.step))
+        latents = gridfit.fit_latents(
+            base.net, shared, image, self.step, lmbda, self.iterations, self.seed
+        )
+        return self.pack(image, latents)
+
+    def pack(self, image: Image, latents: Sequence[np.ndarray]) -> bytes:
+        """The stream of fitted int latents, for an image of this size."""
+        base = self._own_base()
+        sections = [
+            base.digest[: decoding.DIGEST_BYTES],
+            decoding.symbol_check(_flat(latents)) + bytes([self.step]),
+            grids.encode_latents(base, latents, self.step),
+        ]
+        height, width = image.shape[:2]
+        return bitstream.pack(self.tag, height, width, sections, base.digest)
+
+    def _own_base(self) -> GridBase:
+        return self.base if self.base is not None else grids.packaged_base()
+
+    def decode(self, streams: Sequence[bytes]) -> list[Image]:
+        """The uint8 (height, width, 3) images of files; BitstreamError if bad, or of a base that is
+        neither this codec's nor packaged."""
+        return [self._decode_one(stream) for stream in streams]
+
+    def context(self, stream: bitstream.Stream) -> bytes:
+        """What the checksum covers beside the stream: the digest of the base that it names.
+
+        Raises BitstreamError if that is not known here, or the stream is not LatentGrid's.
+        """
+        return self._base_of(stream).digest
+
+    def _base_of(self, stream: bitstream.Stream) -> GridBase:
+        decoding.check_sections(stream, self.tag, len(self.sections))
+        wanted = stream.sections[0]
+        if len(wanted) != decoding.DIGEST_BYTES:
+            raise BitstreamError("the section 'base' is damaged")
+        if self.base is not None and self.base.digest.startswith(wanted):
+            return self.base
+        base = grids.find_base(wanted)
+        if base is None:
+            raise BitstreamError(
+                f"the base {wanted.hex()} is not known here: give the base file it was encoded "
+                "with, or the file is damaged"
+            )
+        return base
+
+    def _decode_one(self, data: bytes) -> Image:
+        base = self._base_of(bitstream.peek(data))
+        stream = decoding.unpack(data, self.tag, len(self.sections), base.digest)
+        _, grid, payload = stream.sections
+        if len(grid) != decoding.CHECK_BYTES + 1 or not grids.check_step(grid[-1]):
+            raise BitstreamError("the section 'grid' is damaged")
+        step = grid[-1]
+        latents = grids.decode_latents(base, payload, stream.height, stream.width, step)
+        decoding.require_symbols(_flat(latents), grid[: decoding.CHECK_BYTES])
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
+            pixels = grids.render(base, latents, step, stream.height, stream.width)
+        if np.isnan(pixels).any():
+            raise BitstreamError("a pixel is NaN: the file is damaged")
+        return images.to_uint8(pixels)
+
+
+def _flat(latents: Sequence[np.ndarray]) -> np.ndarray:
+    values: Any = [own.ravel() for own in latents]
+    return np.concatenate(values)

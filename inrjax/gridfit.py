@@ -1,0 +1,261 @@
+"""Finding the latents of a picture, and the loss that their shared nets are learned by, in JAX.
+
+The loss is mse + lmbda * bpp of integer latents. They are found by proximal gradient steps (Parikh
+and Boyd 2014, "Proximal algorithms", section 4.2) over the integers: the gradient of the mse says
+where each latent would be best by itself, since the synthesis is nearly orthonormal; there the best
+of three integers is taken, rate and all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inrjax import context, entropy
+from inrjax.nets.latent_grid import LatentGridNet, analyze, level_params, step_size, synthesize
+from inrjax.nets.sine import sine
+from inrjax.types import Image
+
+GRANULE = 64
+"""Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
+
+_BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
+_MOVED = 0.5  # of the latents, chosen at random, move in a step: all at once would overshoot
+
+
+class Shared(NamedTuple):
+    """What is learned: ``synthesis`` (see `LatentGridNet.shapes`) and ``context`` (`context.shapes`),
+    trees of float32."""
+
+    synthesis: Mapping[str, Any]
+    context: Mapping[str, Mapping[str, Any]]
+
+
+def rate_weight(step: Any) -> Any:
+    """The lmbda that suits a step size: mse + lmbda * bpp, mse on [0, 1].
+
+    At high rate, a step of size s costs an mse of s^2 / 36 (three components on three values), which
+    falls by 6.02 dB for each bit of a latent: lmbda = ln 2 / 18 * s^2 = s^2 / 26.
+    """
+    return np.log(2) / 18 * step_size(step) ** 2
+
+
+def to_sizes(net: LatentGridNet, height: Any, width: Any) -> list[tuple[Any, Any]]:
+    """`LatentGridNet.sizes`, for sizes that are traced."""
+    return net.sizes(height, width)
+
+
+def convolve(values: Any, kernel: Any, true: tuple[Any, Any]) -> Any:
+    """A convolution as `inrjax.nets.latent_grid.Convolve` asks for, of an array that may be longer
+    than its true size."""
+    reach = kernel.shape[0] // 2
+    for axis, size in enumerate(true):
+        length = values.shape[axis]
+        if isinstance(size, int) and size == length:
+            pads = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
+            values = jnp.pad(values, pads, mode="edge")
+        else:
+            places = jnp.clip(jnp.arange(-reach, length + reach), 0, size - 1)
+            values = jnp.take(values, places, axis=axis)
+    return jax.lax.conv_general_dilated(
+        values[None], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )[0]
+
+
+def pixels(
+    net: LatentGridNet, shared: Shared, latents: Sequence[Any], step: Any, sizes: Any
+) -> jax.Array:
+    """`synthesize` in JAX."""
+    return synthesize(net, shared.synthesis, latents, step, sizes, jnp, convolve, sine)
+
+
+def distributions(
+    net: LatentGridNet, weights: Mapping[str, Any], latents: Sequence[Any], step: Any, width: Any
+) -> list[tuple[Any, Any]]:
+    """(mean, log2 of the Laplace scale) of every latent, in steps, lists shaped as the latents.
+
+    ``width``: true columns of the lowest grid.
+    """
+    magnitudes = [context.magnitude(jnp, z) for z in latents[:-1]]
+    result: list[tuple[Any, Any]] = []
+    for level, own in enumerate(magnitudes):
+        exponents = []
+        for component in range(net.components(level)):
+            part = own[..., 3 * component : 3 * component + 3]
+            known = context.known_features(jnp, net, level, component, magnitudes, step)
+            seen = [*context.shifted(jnp, part, context.CAUSAL), known]
+            features = jnp.concatenate(seen, axis=-1)
+            exponents.append(
+                context.scale_exponents(jnp, weights[f"level{level}_{component}"], features)
+            )
+        result.append((0.0, jnp.concatenate(exponents, axis=-1)))
+    return [*result, _low_distribution(weights, latents[-1], step, width)]
+
+
+def _low_distribution(weights: Mapping[str, Any], low: Any, step: Any, width: Any):
+    row, column = jnp.indices(low.shape[:2])
+    padded = jnp.pad(low, ((1, 0), (1, 1), (0, 0)))
+    means: list[Any] = []
+    exponents: list[Any] = []
+    residuals: list[Any] = []
+    for component in range(3):
+        own = weights[f"low{component}"]
+        around = context.neighbours(jnp, padded[..., component], row, column, width)
+        mean = sum(w * x for w, x in zip(own["predict"], around, strict=True))
+        features = context.low_features(jnp, around, residuals, step, jnp.float32)
+        exponents.append(context.scale_exponents(jnp, own, features))
+        means.append(mean)
+        residuals.append(low[..., component] - jnp.round(mean))
+    return jnp.stack(means, axis=-1), jnp.concatenate(exponents, axis=-1)
+
+
+def bits_of(latents: Any, mean: Any, exponent: Any) -> Any:
+    """Bits of each latent."""
+    return entropy.bits(latents - mean, jnp.exp2(exponent))
+
+
+# ---------------------------------------------------------------------------- one picture
+
+
+class Target(NamedTuple):
+    """A picture to fit: pixels (h, w, 3) in [0, 1], which may be padded; its true size."""
+
+    pixels: Any
+    height: Any
+    width: Any
+
+
+def make_target(image: Image) -> Target:
+    """A uint8 picture, padded by its border to a multiple of `GRANULE`."""
+    height, width = image.shape[:2]
+    pads = [(0, -side % GRANULE) for side in (height, width)]
+    padded = np.pad(image, [*pads, (0, 0)], mode="edge")
+    return Target(padded.astype(np.float32) / 255, np.int32(height), np.int32(width))
+
+
+def mse(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any) -> jax.Array:
+    """Mean squared error over the true pixels, of values in [0, 1]."""
+    sizes = to_sizes(net, target.height, target.width)
+    image = pixels(net, shared, latents, step, sizes)
+    rows, columns, _ = target.pixels.shape
+    true = (jnp.arange(rows) < target.height)[:, None] & (jnp.arange(columns) < target.width)
+    errors = jnp.where(true[..., None], image[:rows, :columns] - target.pixels, 0.0)
+    return jnp.sum(errors**2) / (3.0 * target.height * target.width)
+
+
+def start(net: LatentGridNet, target: Target, step: Any) -> list[np.ndarray]:
+    """Latents (float32, integers) to start from: the wavelet's coefficients, rounded. Host arrays."""
+    height, width = int(target.height), int(target.width)
+    coefficients = analyze(net, target.pixels)
+    shapes = net.latent_shapes(height, width)
+    result = []
+    for values, (rows, columns, _) in zip(coefficients, shapes, strict=True):
+        rounded = np.rint(values / step_size(step)).astype(np.float32)
+        rounded[rows:], rounded[:, columns:] = 0, 0
+        result.append(rounded)
+    return result
+
+
+def improve(
+    net: LatentGridNet,
+    shared: Shared,
+    latents: Any,
+    target: Target,
+    step: Any,
+    lmbda: Any,
+    key: Any,
+) -> list[Any]:
+    """One proximal step over the integers; half of the latents, drawn at random, may move."""
+    gradients = jax.grad(lambda own: mse(net, shared, own, target, step))(list(latents))
+    count = target.height * target.width
+    sizes = to_sizes(net, target.height, target.width)
+    models = distributions(net, shared.context, latents, step, sizes[-1][1])
+    gains = [level_params(shared.synthesis, k)["gain"] for k in range(net.levels)]
+    gains.append(shared.synthesis["low"]["gain"])
+    moved = []
+    for place, (own, gradient, model) in enumerate(zip(latents, gradients, models, strict=True)):
+        true = sizes[min(place + 1, net.levels)]
+        # Half the mse's second derivative by a latent, for a synthesis of orthonormal columns.
+        curvature = (gains[place] * step_size(step)) ** 2 / (3.0 * count)
+        curvature = curvature * _border_weight(own.shape, true)
+        best = own - gradient / (2 * curvature)
+        price = lmbda / count / curvature
+        choice = _cheapest(best, price, model)
+        draw = jax.random.bernoulli(jax.random.fold_in(key, place), _MOVED, own.shape)
+        moved.append(jnp.where(draw & _inside(own.shape, true), choice, own))
+    return moved
+
+
+def _cheapest(best: Any, price: Any, model: tuple[Any, Any]) -> Any:
+    """Of the nearest integer, the next one towards 0, and 0: that of the least (z - best)^2 +
+    price * bits."""
+    nearest = jnp.round(best)
+    choice, least = nearest, jnp.inf
+    for candidate in (nearest, nearest - jnp.sign(nearest), jnp.zeros_like(nearest)):
+        cost = (candidate - best) ** 2 + price * bits_of(candidate, *model)
+        choice = jnp.where(cost < least, candidate, choice)
+        least = jnp.minimum(cost, least)
+    return choice
+
+
+def _inside(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
+    rows, columns = jnp.arange(shape[0]) < true[0], jnp.arange(shape[1]) < true[1]
+    return (rows[:, None] & columns)[..., None]
+
+
+def _border_weight(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
+    row, column = jnp.arange(shape[0]), jnp.arange(shape[1])
+    near_row = jnp.minimum(row, true[0] - 1 - row) < _BORDER
+    near_column = jnp.minimum(column, true[1] - 1 - column) < _BORDER
+    return jnp.where(near_row[:, None] | near_column, 2.0, 1.0)[..., None]
+
+
+def num_bits(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any):
+    """Bits of all latents: an estimate, since the coder's models are in fixed point."""
+    width = to_sizes(net, target.height, target.width)[-1][1]
+    models = distributions(net, shared.context, latents, step, width)
+    total = jnp.zeros(())
+    for place, (own, model) in enumerate(zip(latents, models, strict=True)):
+        true = to_sizes(net, target.height, target.width)[min(place + 1, net.levels)]
+        total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
+    return total
+
+
+@cache
+def _program(platform: str):
+    del platform
+    return jax.jit(improve, static_argnums=0)
+
+
+def fit_latents(
+    net: LatentGridNet,
+    shared: Shared,
+    image: Image,
+    step: int,
+    lmbda: float,
+    iterations: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """The int64 latents of a uint8 picture, shaped as `LatentGridNet.latent_shapes`.
+
+    The same whatever else is fitted beside it.
+    """
+    target = make_target(image)
+    latents: Any = start(net, target, step)
+    key = jax.random.key(seed)
+    program = _program(jax.default_backend())
+    for iteration in range(iterations):
+        latents = program(
+            net, shared, latents, target, np.float32(step), np.float32(lmbda),
+            jax.random.fold_in(key, iteration),
+        )  # fmt: skip
+    shapes = net.latent_shapes(*image.shape[:2])
+    return [
+        np.asarray(own)[: shape[0], : shape[1]].astype(np.int64)
+        for own, shape in zip(latents, shapes, strict=True)
+    ]

@@ -1,0 +1,311 @@
+"""The base of latent grids: what encoder and decoder share; latents to bytes, and to pixels.
+
+Needs numpy and the range coder alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inrjax import context, entropy, trees
+from inrjax.nets.latent_grid import MAX_STEP, LatentGridNet, synthesize
+from inrjax.types import BitstreamError, Params
+
+FORMAT = "inrjax-grid-1"
+_FOLDER = "grids"
+_DEFAULT = "grid.npz"
+_FILE_BYTES = 1 << 26
+_LARGEST_LATENT = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class GridBase:
+    """Nets that all latent grids share.
+
+    Attributes:
+      net: the grids and the widths.
+      synthesis: float16 tree (see `LatentGridNet.shapes`).
+      models: context models, name -> int32 arrays in fixed point (see `inrjax.context.shapes`).
+      info: how it was made: command, data and their digest, licence, steps, seed.
+    """
+
+    net: LatentGridNet
+    synthesis: Params
+    models: Mapping[str, Mapping[str, np.ndarray]]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_shapes("synthesis", self.synthesis, self.net.shapes())
+        _check_shapes("models", self.models, context.shapes(self.net))
+        if not all(context.check_integers(weights) for weights in self.models.values()):
+            raise ValueError("the base's context models have weights that are too large")
+        if not all(np.isfinite(leaf).all() for _, leaf in trees.leaves(self.synthesis)):
+            raise ValueError("the base's synthesis has weights that are not finite")
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of what a decoder uses: all but info."""
+        return trees.digest(self._parts(), json.dumps(asdict(self.net), sort_keys=True))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that a decoder needs beside the files: the arrays as stored."""
+        return sum(np.asarray(leaf).nbytes for _, leaf in trees.leaves(self._parts()))
+
+    @cached_property
+    def exact(self) -> dict[str, dict[str, np.ndarray]]:
+        """The models' integers as float64, which holds their sums exactly."""
+        return {
+            name: {leaf: np.asarray(values, np.float64) for leaf, values in weights.items()}
+            for name, weights in self.models.items()
+        }
+
+    @cached_property
+    def approximate(self) -> dict[str, Any]:
+        """Synthesis and context models as float32, for fits: two trees, the latter unscaled."""
+        models = {name: context.from_integers(weights) for name, weights in self.models.items()}
+        single = {p: np.asarray(leaf, np.float32) for p, leaf in trees.leaves(self.synthesis)}
+        return {"synthesis": trees.from_leaves(single), "context": models}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"models": self.models, "synthesis": self.synthesis}
+
+
+def _check_shapes(name: str, tree: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    expected = {path: tuple(shape) for path, shape in trees.leaves(shapes)}
+    if {path: np.shape(leaf) for path, leaf in trees.leaves(tree)} != expected:
+        raise ValueError(f"the base's {name} do not fit its net")
+
+
+def make_base(
+    net: LatentGridNet, synthesis: Params, models: Mapping[str, Any], info: Mapping[str, Any]
+) -> GridBase:
+    """A base of float params, as training gives them: rounded to float16 and to fixed point."""
+    half = {path: np.asarray(leaf, np.float16) for path, leaf in trees.leaves(synthesis)}
+    fixed = {
+        name: {leaf: v.astype(np.int32) for leaf, v in context.to_integers(weights).items()}
+        for name, weights in models.items()
+    }
+    return GridBase(net, trees.from_leaves(half), fixed, info)
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def save_grid_base(path: Path, base: GridBase) -> None:
+    """Write a base as npz, whole or not at all; `load_grid_base` reads it back exactly."""
+    header = {
+        "format": FORMAT,
+        "net": asdict(base.net),
+        "info": dict(base.info),
+        "digest": base.digest.hex(),
+    }
+    buffer = io.BytesIO()
+    arrays = dict(trees.leaves(base._parts()))
+    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
+    trees.write_atomic(Path(path), buffer.getvalue())
+
+
+def load_grid_base(path: Path) -> GridBase:
+    """Read a base, its digest verified.
+
+    Raises:
+      ValueError: the file is missing, damaged, not such a base, or of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: name a base that `experiments.train_grid` wrote")
+    if path.stat().st_size > _FILE_BYTES:
+        raise ValueError(f"{path} is no base: it is larger than {_FILE_BYTES} bytes")
+    return _parse(path.read_bytes(), str(path))
+
+
+def _parse(data: bytes, name: str) -> GridBase:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            leaves = {name: arrays[name] for name in arrays.files if name != "header"}
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
+        tree = trees.from_leaves(leaves)
+        net = LatentGridNet(**header["net"])
+        base = GridBase(net, tree["synthesis"], tree["models"], header["info"])
+        stated = header["digest"]
+    except Exception as error:  # a damaged archive makes its reader raise nearly anything
+        raise ValueError(f"{name} is damaged or no grid base of inrjax: {error}") from None
+    if stated != base.digest.hex():
+        raise ValueError(f"{name} is damaged: its content does not match its digest")
+    return base
+
+
+@lru_cache(maxsize=1)
+def packaged_base() -> GridBase:
+    """The base that files are written with unless another is given."""
+    folder = resources.files("inrjax").joinpath(_FOLDER)
+    return _parse(folder.joinpath(_DEFAULT).read_bytes(), _DEFAULT)
+
+
+@lru_cache(maxsize=8)
+def find_base(digest: bytes) -> GridBase | None:
+    """The packaged base whose digest begins so, present or retired; None if there is none."""
+    folder = resources.files("inrjax").joinpath(_FOLDER)
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".npz"):
+            base = _parse(entry.read_bytes(), entry.name)
+            if base.digest.startswith(digest):
+                return base
+    return None
+
+
+# ---------------------------------------------------------------------------- latents <-> bytes
+
+Code = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
+"""(levels of scale, latents, predictions), of one shape or 0 -> the latents, coded or decoded."""
+
+
+def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> bytes:
+    """The range-coded bytes of int latents (see `LatentGridNet.latent_shapes`).
+
+    Raises ValueError for a latent of 2^24 or more.
+    """
+    largest = max(int(np.abs(own).max()) for own in latents)
+    if largest >= _LARGEST_LATENT:
+        raise ValueError(f"got a latent of {largest}, expected less than {_LARGEST_LATENT}")
+    encoder = entropy.LaplaceEncoder()
+
+    def put(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
+        encoder.put((values - mean).ravel(), levels.ravel())
+        return values
+
+    _walk(base, [np.asarray(own, np.int64) for own in latents], step, put)
+    return encoder.to_bytes()
+
+
+def decode_latents(
+    base: GridBase, data: bytes, height: int, width: int, step: int
+) -> list[np.ndarray]:
+    """The int64 latents; exactly those that `encode_latents` was given.
+
+    Raises BitstreamError for data that cannot be of this base and size.
+    """
+    latents = [np.zeros(shape, np.int64) for shape in base.net.latent_shapes(height, width)]
+    decoder = entropy.LaplaceDecoder(data)
+
+    def get(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
+        values = decoder.get(levels.ravel()).reshape(values.shape) + mean
+        if np.abs(values).max() >= _LARGEST_LATENT:
+            raise BitstreamError("the payload is damaged: a latent is too large")
+        return values
+
+    _walk(base, latents, step, get)
+    return latents
+
+
+def _walk(base: GridBase, latents: list[np.ndarray], step: int, code: Code) -> None:
+    """Visit all latents in coding order; ``code(levels, values, mean)`` gives what they are.
+
+    Low latents first, then grids from the coarsest, by component; in each, diagonal by diagonal:
+    all places with the same column + 2 row know all that they look at.
+    """
+    net, low = base.net, latents[-1]
+    _walk_low(base, low, step, code)
+    magnitudes = [np.zeros(own.shape, np.float32) for own in latents[:-1]]
+    for level in reversed(range(net.levels)):
+        for component in range(net.components(level)):
+            bands = slice(3 * component, 3 * component + 3)
+            known = context.known_features(np, net, level, component, magnitudes, step)
+            weights = base.exact[f"level{level}_{component}"]
+            own = latents[level][..., bands]
+            magnitudes[level][..., bands] = _walk_details(weights, own, known, code)
+
+
+def _walk_details(weights: Any, own: np.ndarray, known: np.ndarray, code: Code) -> np.ndarray:
+    """Code one component's details (h, w, 3), in place; returns their magnitudes."""
+    height, width, _ = own.shape
+    reach, pitch = 2, width + 4
+    seen = np.zeros(((height + reach) * pitch, 3), np.float32)
+    offsets = np.array([row * pitch + column for row, column in context.CAUSAL])
+    for row, column in _diagonals(height, width):
+        place = (row + reach) * pitch + column + reach
+        around = seen[place[:, None] + offsets].reshape(len(place), -1)
+        features = np.concatenate([around, known[row, column]], axis=1).astype(np.float64)
+        values = code(context.levels(weights, features), own[row, column], 0)
+        own[row, column] = values
+        seen[place] = context.magnitude(np, values)
+    return seen.reshape(height + reach, pitch, 3)[reach:, reach : reach + width]
+
+
+def _walk_low(base: GridBase, low: np.ndarray, step: int, code: Code) -> None:
+    height, width, _ = low.shape
+    residuals: list[np.ndarray] = []
+    for component in range(3):
+        weights = base.exact[f"low{component}"]
+        padded = np.zeros((height + 1, width + 2), np.int64)
+        residual = np.zeros((height, width), np.int64)
+        for row, column in _diagonals(height, width):
+            around = context.neighbours(np, padded, row, column, width)
+            mean = context.predictions(weights, around)
+            before = [part[row, column] for part in residuals]
+            features = context.low_features(np, around, before, step, np.float64)
+            levels = context.levels(weights, features)[:, 0]
+            values = code(levels, low[row, column, component], mean)
+            low[row, column, component] = values
+            padded[row + 1, column + 1] = values
+            residual[row, column] = values - mean
+        residuals.append(residual)
+
+
+def _diagonals(height: int, width: int):
+    """(rows, columns) of all places, those with the same column + 2 row together."""
+    for place in range(width + 2 * (height - 1)):
+        first = max(0, -(-(place - width + 1) // 2))
+        row = np.arange(first, min(height - 1, place // 2) + 1)
+        if len(row):
+            yield row, place - 2 * row
+
+
+# ---------------------------------------------------------------------------- latents -> pixels
+
+
+def render(base: GridBase, latents: Sequence[np.ndarray], step: int, height: int, width: int):
+    """Pixels float32 (height, width, 3), about in [0, 1], of int latents."""
+    values = [own.astype(np.float32) for own in latents]
+    sizes = base.net.sizes(height, width)
+    synthesis = base.approximate["synthesis"]
+    image = synthesize(base.net, synthesis, values, np.float32(step), sizes, np, _convolve, np.sin)
+    return image[:height, :width]
+
+
+def _convolve(values: np.ndarray, kernel: np.ndarray, true: tuple[int, int]) -> np.ndarray:
+    """See `inrjax.nets.latent_grid.Convolve`; some rows at a time, so that little is held."""
+    del true  # host arrays have their true size
+    height, width, channels = values.shape
+    side, reach = kernel.shape[0], kernel.shape[0] // 2
+    padded = np.pad(values, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    result = np.empty((height, width, kernel.shape[-1]), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (0, 1))
+    rows = max(1, _BLOCK_VALUES // (width * side * side * channels))
+    for top in range(0, height, rows):
+        part = windows[top : top + rows].transpose(0, 1, 3, 4, 2)
+        result[top : top + rows] = (part.reshape(-1, len(flat)) @ flat).reshape(
+            -1, width, result.shape[-1]
+        )
+    return result
+
+
+_BLOCK_VALUES = 1 << 21
+
+
+def check_step(step: int) -> bool:
+    """Whether a file may have this step."""
+    return 0 <= step <= MAX_STEP
