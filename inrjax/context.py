@@ -33,7 +33,7 @@ LARGEST = 1 << 14
 """Latents of at most this magnitude are told apart by `magnitude`."""
 
 Weights = Mapping[str, Any]
-"""Of one context model: weight1, bias1, weight2, bias2, weight3, bias3 (and predict, of the low)."""
+"""Of one context model: weight1, bias1, weight2, bias2, weight3, bias3; of the low, predict too."""
 
 
 def context_names(net: LatentGridNet) -> list[str]:
@@ -115,7 +115,8 @@ def known_features(
     """Features of the details of one component that do not depend on these themselves.
 
     From the next coarser grid, from the components before, and from the step: (h, w, n).
-    ``magnitudes``: of each grid of details, as (h, w, bands); of this one, earlier components count.
+    ``magnitudes``: of each grid of details, as (h, w, bands); of this one, the components before
+    count.
     """
     own = magnitudes[level]
     height, width = own.shape[:2]

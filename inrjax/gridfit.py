@@ -29,8 +29,8 @@ _MOVED = 0.5  # of the latents, chosen at random, move in a step: all at once wo
 
 
 class Shared(NamedTuple):
-    """What is learned: ``synthesis`` (see `LatentGridNet.shapes`) and ``context`` (`context.shapes`),
-    trees of float32."""
+    """What is learned: ``synthesis`` (see `LatentGridNet.shapes`) and ``context`` (see
+    `inrjax.context.shapes`), trees of float32."""
 
     synthesis: Mapping[str, Any]
     context: Mapping[str, Mapping[str, Any]]
@@ -39,8 +39,8 @@ class Shared(NamedTuple):
 def rate_weight(step: Any) -> Any:
     """The lmbda that suits a step size: mse + lmbda * bpp, mse on [0, 1].
 
-    At high rate, a step of size s costs an mse of s^2 / 36 (three components on three values), which
-    falls by 6.02 dB for each bit of a latent: lmbda = ln 2 / 18 * s^2 = s^2 / 26.
+    At high rate, a step of size s costs an mse of s^2 / 36 (three components on three values),
+    which falls by 6.02 dB for each bit of a latent: lmbda = ln 2 / 18 * s^2 = s^2 / 26.
     """
     return np.log(2) / 18 * step_size(step) ** 2
 
@@ -149,7 +149,7 @@ def mse(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: 
 
 
 def start(net: LatentGridNet, target: Target, step: Any) -> list[np.ndarray]:
-    """Latents (float32, integers) to start from: the wavelet's coefficients, rounded. Host arrays."""
+    """Latents to start from, float32 integers: the wavelet's coefficients, rounded. Host arrays."""
     height, width = int(target.height), int(target.width)
     coefficients = analyze(net, target.pixels)
     shapes = net.latent_shapes(height, width)

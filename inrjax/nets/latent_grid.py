@@ -2,9 +2,9 @@
 
 As in Cool-Chic (Ladune et al. 2023, arXiv:2212.05458) and C3 (Kim et al. 2024, arXiv:2312.02753) a
 picture is its latents, and a small net makes pixels of them. Here the net is learned once and never
-sent. It starts as the synthesis of the 9/7 wavelet (Cohen, Daubechies, Feauveau 1992; of JPEG 2000),
-in an orthonormal colour space; sine layers (Sitzmann et al. 2020, arXiv:2006.09661) at every
-resolution add what a linear synthesis cannot give.
+sent. It starts as the synthesis of the 9/7 wavelet (Cohen, Daubechies, Feauveau 1992; of JPEG
+2000), in an orthonormal colour space; sine layers (Sitzmann et al. 2020, arXiv:2006.09661) at
+every resolution add what a linear synthesis cannot give.
 
 The spec needs numpy alone. Formulas take the array module, numpy or jax.numpy, as ``xp``.
 """
@@ -212,9 +212,9 @@ def wavelet_kernel(components: int) -> np.ndarray:
 
 
 def analyze(net: LatentGridNet, image: np.ndarray) -> list[np.ndarray]:
-    """Wavelet coefficients of pixels (h, w, 3) in [0, 1], in the order of the latents, not in steps.
+    """Wavelet coefficients of pixels (h, w, 3) in [0, 1], ordered as the latents, not in steps.
 
-    The border's values are repeated beyond the picture. They are where a fit of the latents starts.
+    The border's values are repeated beyond the picture. A fit of the latents starts from them.
     """
     x = (image.astype(np.float64) - 0.5) @ COLOUR.T
     details = []
