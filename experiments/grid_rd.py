@@ -43,7 +43,7 @@ class Config:
     """What is measured. ``images``: kodak, cid22-held-back or clic2025; ``max_images``: of them, in
     order. ``base``: digest of the packaged base, filled in when it runs."""
 
-    steps: tuple[int, ...] = (19, 24, 29, 34, 39, 44)
+    steps: tuple[int, ...] = codecs.latent_grid.CURVE_STEPS
     iterations: int = codecs.LatentGrid.iterations
     jpeg_qualities: tuple[int, ...] = classic.JPEG_QUALITIES
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS

@@ -33,11 +33,12 @@ from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import bitstream, codecs, images, trees
+from inrjax.grids import GridBase
 from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
-    from inrjax.codecs import Coin, MetaSiren
+    from inrjax.codecs import Coin, LatentGrid, MetaSiren
     from inrjax.compare import BDResult
     from inrjax.distributed import Team
     from inrjax.quickstart import Report
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from inrjax.results import Summary
     from inrjax.runs import Run
     from inrjax.types import RDPoint
+
+    InrCodec = Coin | MetaSiren | LatentGrid
 
 BATCH_PIXELS = 10_000_000
 """Pixels in one batch of fits at most (24 Kodak images have 9.4 million), or one picture."""
@@ -61,6 +64,9 @@ COIN_SHAPES = ((20, 5), (30, 5), (28, 10), (40, 10), (49, 13))
 CURVES: dict[str, Callable[[dict[str, Any]], Sequence[Codec]]] = {
     "meta-siren": lambda fit: [codecs.MetaSiren(width=w, **fit) for w in codecs.inr.WIDTHS],
     "coin": lambda fit: [codecs.Coin(width=w, depth=d, **fit) for w, d in COIN_SHAPES],
+    "latent-grid": lambda fit: [
+        codecs.LatentGrid(step, seed=fit.get("seed", 0)) for step in codecs.latent_grid.CURVE_STEPS
+    ],
     "strumpler-basic": lambda fit: [
         codecs.StrumplerBasic(width=w, **fit) for w in codecs.strumpler.WIDTHS
     ],
@@ -136,6 +142,7 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_STEP = _whole(codecs.latent_grid.STEPS.start, codecs.latent_grid.STEPS.stop - 1)
 _BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
 _IMAGES = _whole(1, 10**6)
 _PROCESSES, _PROCESS = _whole(1, 2**16), _whole(0, 2**16 - 1)
@@ -144,7 +151,7 @@ _INIT = arg(metavar="NPZ", help_behavior_hint="(default: packaged)")
 _FROM_CODEC = arg(help_behavior_hint="(default: the codec's own)")
 _FROM_CLUSTER = arg(help_behavior_hint="(default: the cluster's)")
 _REQUIRED = "(required)"
-_BY_WIDTH = arg(help_behavior_hint="(default: by --width)")
+_BY_WIDTH = arg(help_behavior_hint="(default: by --width or --step)")
 
 
 @dataclass(frozen=True)
@@ -174,10 +181,13 @@ class Encode:
     """PNG, JPEG, WebP, TIFF, BMP or PPM, 8 bits a channel."""
     output: Annotated[str, _OUTPUT]
     """A name ending in .inr for one picture, else a folder (made if it is not there)."""
-    codec: Literal["meta-siren", "coin"] = "meta-siren"
-    """Fit from a meta-learned network and entropy-code, or from random weights in 16 bits each."""
+    codec: Literal["meta-siren", "latent-grid", "coin"] = "meta-siren"
+    """A network from a meta-learned start, entropy-coded; latents under learned networks: smaller
+    files in seconds; or a network from random weights, 16 bits each."""
     width: Annotated[int | None, _WIDTH, arg(help_behavior_hint="(default: 32; coin: 30)")] = None
     """Width of the network's layers. It sets the size of the file."""
+    step: Annotated[int | None, _STEP, arg(help_behavior_hint="(default: 28)")] = None
+    """Step size of latent-grid, which sets the size of the file: 8 (large) to 52 (small)."""
     target_bpp: Annotated[float | None, _BPP, _BY_WIDTH] = None
     """Bits per pixel of each file, within 2 %. Takes two to three times as long."""
     target_psnr: Annotated[float | None, _PSNR, _BY_WIDTH] = None
@@ -842,6 +852,8 @@ def _target(options: Encode) -> Target | None:
         raise OptionError(f"{given[0]} and {given[1]} exclude each other: give one of them")
     if options.width is not None:
         raise OptionError(f"{given[0]} chooses the width: drop --width")
+    if options.step is not None:
+        raise OptionError(f"{given[0]} chooses the step: drop --step")
     if options.codec == "coin":
         raise OptionError(f"coin's files have one size for each --width: drop {given[0]}")
     from inrjax import ratecontrol
@@ -855,7 +867,7 @@ def _target(options: Encode) -> Target | None:
 
 
 def _streams(
-    codec: Coin | MetaSiren, target: Target | None, batch: Mapping[Path, Image], each: Each
+    codec: InrCodec, target: Target | None, batch: Mapping[Path, Image], each: Each
 ) -> Iterator[tuple[Path, bytes]]:
     """A stream for each picture that can be encoded; the others are reported. With a target, each
     is there as soon as it is made."""
@@ -864,12 +876,15 @@ def _streams(
         return
     from inrjax import ratecontrol
 
-    assert isinstance(codec, codecs.MetaSiren)
     for path, image in batch.items():
         with each.file(), _naming(path):
             with _progress(f"fitting {path.name}") as on_progress:
-                model = ratecontrol.packaged_model()
-                made = ratecontrol.encode_to(image, target, codec, model, on_progress)
+                if isinstance(codec, codecs.LatentGrid):
+                    made = ratecontrol.encode_grid_to(image, target, codec, on_progress)
+                else:
+                    assert isinstance(codec, codecs.MetaSiren)
+                    model = ratecontrol.packaged_model()
+                    made = ratecontrol.encode_to(image, target, codec, model, on_progress)
             yield path, made.stream
 
 
@@ -916,7 +931,7 @@ def _together(options: Encode, each: Each) -> Iterator[Team | None]:
 
 
 def _own_share(
-    codec: Coin | MetaSiren,
+    codec: InrCodec,
     target: Target | None,
     pairs: Mapping[Path, Path],
     options: Encode,
@@ -949,7 +964,7 @@ def _own_share(
     return dict(items[i] for i in distributed.share(to_fit, index, count))
 
 
-def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target: Path) -> bool:
+def _is_made(codec: InrCodec, wanted: Target | None, path: Path, target: Path) -> bool:
     """Whether a file is there, is intact, and is of this net and of a picture of this size; with a
     target, of any net, and as it is wanted."""
     try:
@@ -964,6 +979,8 @@ def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target:
         return False
     if wanted is not None:
         return stream.tag == codec.tag and _meets(wanted, data, codec, path)
+    if isinstance(codec, codecs.LatentGrid):
+        return codec.is_like(stream)
     if isinstance(codec, codecs.MetaSiren):
         same_net = context == (codec.init or packaged_init(codec.width)).digest
     else:
@@ -971,7 +988,7 @@ def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target:
     return same_net
 
 
-def _meets(wanted: Target, data: bytes, codec: Coin | MetaSiren, path: Path) -> bool:
+def _meets(wanted: Target, data: bytes, codec: InrCodec, path: Path) -> bool:
     from inrjax import metrics, ratecontrol
 
     try:
@@ -999,7 +1016,11 @@ def _picture_size(path: Path) -> tuple[int, int]:
 _EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
 
 
-def _inr_codec(options: Encode) -> Coin | MetaSiren:
+def _inr_codec(options: Encode) -> InrCodec:
+    if options.codec == "latent-grid":
+        return _latent_grid(options)
+    if options.step is not None:
+        raise OptionError(f"--step is latent-grid's: drop it, or --codec {options.codec}")
     if options.preset != "default" and (options.steps is not None or options.codec == "coin"):
         raise OptionError(
             f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
@@ -1019,6 +1040,24 @@ def _inr_codec(options: Encode) -> Coin | MetaSiren:
         return codecs.Coin(**chosen) if options.codec == "coin" else codecs.MetaSiren(**chosen)
     except ValueError as error:
         raise OptionError(error) from error
+
+
+def _latent_grid(options: Encode) -> codecs.LatentGrid:
+    given = {
+        "--width": options.width is not None,
+        "--steps": options.steps is not None,
+        f"--preset {options.preset}": options.preset != "default",
+    }
+    wrong = [name for name, is_given in given.items() if is_given]
+    if wrong:
+        raise OptionError(f"latent-grid fits no network: drop {wrong[0]}, or --codec latent-grid")
+    base = None
+    if options.init is not None:
+        base = codecs.load_shared(options.init)
+        if not isinstance(base, GridBase):
+            raise OptionError(f"{options.init} is no base of latent grids: drop --init")
+    chosen = {} if options.step is None else {"step": options.step}
+    return codecs.LatentGrid(**chosen, seed=options.seed, base=base)
 
 
 def _batches(paths: Iterable[Path], each: Each) -> Iterator[dict[Path, Image]]:
