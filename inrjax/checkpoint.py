@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +39,8 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
 
     ``inputs``: JSON values that say what the run computes (config, digest of its data). A
     checkpoint of other inputs, or of another version of inrjax, is never restored.
+
+    Raises OSError where it cannot be written; those before it stay.
     """
     flat = _flatten(state)
     note = {
@@ -45,6 +50,13 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
         "jax": jax.__version__,
     }
     note["note_sha256"] = _note_digest(note)
+    try:
+        _save(folder, step, flat, note)
+    except Exception as error:  # orbax's own, a page long, for a full disk
+        raise _os_error(error) from error
+
+
+def _save(folder: Path, step: int, flat: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
     with _manager(folder) as manager:
         for leftover in [other for other in manager.all_steps() if other >= step]:
             manager.delete(leftover)
@@ -55,6 +67,22 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
             ),
             force=True,
         )
+
+
+def _os_error(error: Exception) -> OSError:
+    """What the system said, of an error that may only quote it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    quoted = re.search(r"os_error_code='(\d+)'", str(error))
+    if quoted:
+        return OSError(int(quoted[1]), os.strerror(int(quoted[1])))
+    for number in _NO_ROOM:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return OSError(errno.EIO, " ".join(str(error).split())[:200])
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def restore(folder: Path, like: Any, inputs: Mapping[str, Any]) -> Restored | None:
