@@ -394,14 +394,17 @@ def prepare(config: Config, work: Path) -> Place:
     write_pictures(work, config)
     whole = {}
     for job in jobs(config):
-        folder = work / "whole" / job.name
-        for _ in range(2):
-            shutil.rmtree(folder, ignore_errors=True)
-            ended = trial(job, config, folder, work / "cache")
-            if ended.code != 0 or problems_of(folder):
-                raise RuntimeError(f"{job.name} ended with {ended.code}: {ended.told}")
-        whole[job.name] = outcome_of(folder), ended.cpu
-        print(f"{job.name}: a whole run takes {ended.cpu:.2f} s of CPU", file=sys.stderr)
+        folder, noted = work / "whole" / job.name, work / f"{job.name}.json"
+        if not noted.exists():
+            for _ in range(2):
+                shutil.rmtree(folder, ignore_errors=True)
+                ended = trial(job, config, folder, work / "cache")
+                if ended.code != 0 or problems_of(folder):
+                    raise RuntimeError(f"{job.name} ended with {ended.code}: {ended.told}")
+            results.write_json(noted, ended.cpu)
+        seconds = float(json.loads(noted.read_text("utf-8")))
+        whole[job.name] = outcome_of(folder), seconds
+        print(f"{job.name}: a whole run takes {seconds:.2f} s of CPU", file=sys.stderr)
     return Place(config, work, whole)
 
 
@@ -598,14 +601,13 @@ def run(config: Config, root: Path) -> Path:
 
 
 def plan(config: Config) -> list[tuple[str, Job, int]]:
-    """Every trial: the parts in turn, the commands in turn."""
+    """Every trial, the parts and the commands in turn: a run that is stopped has some of each."""
     three = jobs(config)
     counts = (("kill", config.kills), ("stop", config.stops), ("disk", config.disks))
-    found = []
-    for part, count in counts:
-        found += [(part, three[i % 3], i // 3) for i in range(count)]
-        found += [("end of " + part, job, 0) for job in three if part != "disk"]
-    return found
+    found = [((i + 0.5) / n, (part, three[i % 3], i // 3)) for part, n in counts for i in range(n)]
+    trials = [one for _, one in sorted(found, key=lambda pair: pair[0])]
+    ends = [(f"end of {part}", job, 0) for part in ("kill", "stop") for job in three]
+    return trials + ends
 
 
 def _name(part: str, job: Job, index: int) -> str:
