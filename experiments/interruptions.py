@@ -17,7 +17,7 @@ trial begins with what is left. When a run ends before its moment, its files are
 of the whole run, all but seconds, dates and versions, and the next trial begins with nothing.
 
 A full disk is a small tmpfs, for which one must be root; without, that part is left out, and the
-table says so. ``--smoke``: a few kills of each command, in a minute.
+table says so. ``--smoke``: a few, of one command.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ SEED_KILLS, SEED_STOPS, SEED_DISKS = 0, 1, 2
 
 @dataclass(frozen=True)
 class Config:
-    """How often what is done; the work of a trial: pictures, a side of them, steps of fits and of
-    meta-training; ``init``: digest of the packaged one, filled in when it runs."""
+    """How often what is done, and to which commands; the work of a trial: pictures, a side of them,
+    steps of fits and of meta-training; ``init``: digest of the packaged one, filled in when it
+    runs."""
 
+    commands: tuple[str, ...] = ("meta-train", "encode", "evaluate")
     kills: int = 200
     stops: int = 30
     disks: int = 30
@@ -81,7 +83,7 @@ class Config:
 
 
 SMOKE = Config(
-    kills=6, stops=3, disks=3, pictures=10, side=16, fit_steps=10, meta_steps=300, prior_steps=20
+    commands=("encode",), kills=2, stops=1, disks=1, pictures=2 * BATCH + 2, side=8, fit_steps=2
 )
 
 
@@ -97,18 +99,19 @@ class Job:
 
 
 def jobs(config: Config) -> tuple[Job, ...]:
-    """The three commands."""
+    """The commands."""
     photos = [f"../../photos/{i:03d}.png" for i in range(config.pictures)]
     steps = ("--steps", str(config.fit_steps))
     width = ("--width", str(codecs.inr.WIDTHS[0]))
     meta = ("--width", "4", "--steps", str(config.meta_steps))
-    return (
+    known = (
         Job("meta-train", ("meta-train", "--data", "../../few", "-o", "init.npz", *meta,
                            "--resume")),
         Job("encode", ("encode", *photos, "-o", "out/", *width, *steps, "--resume")),
         Job("evaluate", ("evaluate", "--images", "../../some", "--codecs", "meta-siren,jpeg",
                          *steps, "-o", "run")),
     )  # fmt: skip
+    return tuple(job for job in known if job.name in config.commands)
 
 
 def write_pictures(folder: Path, config: Config) -> None:
@@ -602,11 +605,15 @@ def run(config: Config, root: Path) -> Path:
 
 def plan(config: Config) -> list[tuple[str, Job, int]]:
     """Every trial, the parts and the commands in turn: a run that is stopped has some of each."""
-    three = jobs(config)
+    chosen = jobs(config)
     counts = (("kill", config.kills), ("stop", config.stops), ("disk", config.disks))
-    found = [((i + 0.5) / n, (part, three[i % 3], i // 3)) for part, n in counts for i in range(n)]
+    found = [
+        ((i + 0.5) / count, (part, chosen[i % len(chosen)], i // len(chosen)))
+        for part, count in counts
+        for i in range(count)
+    ]
     trials = [one for _, one in sorted(found, key=lambda pair: pair[0])]
-    ends = [(f"end of {part}", job, 0) for part in ("kill", "stop") for job in three]
+    ends = [(f"end of {part}", job, 0) for part in ("kill", "stop") for job in chosen]
     return trials + ends
 
 
