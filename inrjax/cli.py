@@ -200,7 +200,7 @@ class Encode:
     overwrite: bool = False
     """Replace files that are there already."""
     resume: bool = False
-    """Keep files that are there already and intact, and make the others."""
+    """Keep files that are there already, intact and not older than their pictures; make others."""
     distributed: bool = False
     """Be one of several processes with the same command: SLURM, Open MPI, or as named below."""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT"), _FROM_CLUSTER] = None
@@ -1037,9 +1037,11 @@ def _own_share(
 
 
 def _is_made(codec: Coin | MetaSiren, wanted: Target | None, path: Path, target: Path) -> bool:
-    """Whether a file is there, is intact, and is of this net and of a picture of this size; with a
-    target, of any net, and as it is wanted."""
+    """Whether a file is there, is intact, no older than its picture, and of this net and of a
+    picture of this size; with a target, of any net, and as it is wanted."""
     try:
+        if target.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            return False  # it may be of another picture, which had this name before
         data = target.read_bytes()
         stream = bitstream.peek(data)
         context = codec.context(stream)

@@ -95,6 +95,15 @@ def test_a_killed_encode_loses_no_file_and_ends_with_the_same_bytes(here: Path) 
     assert {n: d for n, d in contents(here / "out").items() if n[0] != "."} == whole
     assert len(whole) == 6
 
+    # A file of the picture that had this name before is not kept: another one, of the same size.
+    images.write_image("0.png", photograph(*SHAPE, 99))
+    later = (here / "out" / "0.inr").stat().st_mtime_ns + 1
+    os.utime("0.png", ns=(later, later))
+    assert cli.main(["encode", *names, "-o", "out/", *FAST, "--resume"]) == 0
+    made = contents(here / "out")
+    assert made["0.inr"] != whole["0.inr"]
+    assert all(made[name] == whole[name] for name in whole if name != "0.inr")
+
 
 def test_the_experiment_finds_damage_and_loss(here: Path) -> None:
     """Its checks are not of the kind that cannot fail."""
