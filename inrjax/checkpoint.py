@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,8 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
     }
     note["note_sha256"] = _note_digest(note)
     try:
-        _save(folder, step, flat, note)
+        with _quiet():
+            _save(folder, step, flat, note)
     except Exception as error:  # orbax's own, a page long, for a full disk
         raise _os_error(error) from error
 
@@ -67,6 +70,18 @@ def _save(folder: Path, step: int, flat: Mapping[str, np.ndarray], note: Mapping
             ),
             force=True,
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of what fails in the block, orbax logs pages to stderr; here it becomes one sentence."""
+    logger = logging.getLogger("absl")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _os_error(error: Exception) -> OSError:
@@ -171,7 +186,8 @@ def _read(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
     """One item of a step, or None if it cannot be read."""
     [name] = item
     try:
-        return manager.restore(step, args=ocp.args.Composite(**item))[name]
+        with _quiet():
+            return manager.restore(step, args=ocp.args.Composite(**item))[name]
     except Exception:  # a damaged file makes orbax raise nearly anything
         return None
 
