@@ -508,6 +508,8 @@ def can_mount() -> bool:
 def mounted(folder: Path, kib: int) -> Iterator[None]:
     """A file system of so many KiB in memory; OSError where that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
+    while os.path.ismount(folder):  # of a run that was killed
+        subprocess.run(["umount", "-l", str(folder)], check=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
         raise OSError("mount is not allowed")
