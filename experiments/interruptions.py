@@ -598,6 +598,7 @@ def run(config: Config, root: Path) -> Path:
             ]
             state["done"].append(_name(part, job, index))
             results.write_json(state_path, state)
+            results.write_text(folder / "table.md", table(config, state["trials"]))
             if len(state["done"]) % 10 == 0:
                 print(f"{len(state['done'])} of {len(plan(config))}", file=sys.stderr)
         shutil.rmtree(work)
@@ -683,8 +684,9 @@ def table(config: Config, trials: Sequence[Mapping[str, Any]]) -> str:
     ]
     parts = [
         f"# Interruptions, seed {config.seed}",
-        f"{len(all_kills)} kills, {sum(map(len, stops.values()))} times Ctrl-C, "
-        f"{len(disks)} disks. Problems: {len(problems)}.",
+        f"{len(all_kills)} of {config.kills} kills, {sum(map(len, stops.values()))} of "
+        f"{config.stops} times Ctrl-C, {len(disks)} of {config.disks} disks. "
+        f"Problems: {len(problems)}.",
         markdown(
             ["command", "kills", "runs that ended and were compared", "with problems",
              "kills that left a file under a temporary name", "kills by quarter of the CPU time"],

@@ -155,7 +155,7 @@ def test_bytes_flipped_at_random_are_never_restored(folder: Path) -> None:
     for path in [*notes, largest]:
         whole = path.read_bytes()
         for position in generator.integers(0, max(1, len(whole)), 10 if whole else 0):
-            flip(path, position)
+            flip(path, int(position))
             steps.append(check_damage(folder))
             path.write_bytes(whole)
     assert 1 in steps
