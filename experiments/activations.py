@@ -419,7 +419,7 @@ def run(
         rows += new
         write_rows(folder / "rows.csv", rows)
         print(f"{method.name}, {optimizer}: {np.mean(psnrs):.2f} dB", flush=True)
-    (folder / "table.md").write_text(table(config, len(crops), rows, trials), "utf-8")
+    results.write_text(folder / "table.md", table(config, len(crops), rows, trials))
     return folder
 
 

@@ -102,7 +102,7 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
             on_progress=print_progress(),
         )  # fmt: skip
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, rows), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows))
     return folder
 
 

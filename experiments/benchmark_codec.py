@@ -256,7 +256,7 @@ def run(config: Config, root: Path) -> Path:
     results.write_json(folder / "provenance.json", results.provenance("cpu"))
     rows = measure(config)
     results.write_json(folder / "rows.json", rows)
-    (folder / "table.md").write_text(table(config, rows) + "\n", "utf-8")
+    results.write_text(folder / "table.md", table(config, rows) + "\n")
     return folder
 
 

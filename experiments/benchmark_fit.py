@@ -381,7 +381,7 @@ def run(config: Config, root: Path) -> Path:
             row |= _cost(config, row["net"], row["batch"])
             results.write_json(path, rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, rows), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows))
     return folder
 
 

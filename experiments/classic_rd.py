@@ -127,7 +127,7 @@ def note_provenance(folder: Path) -> None:
 
 def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:
     """table.md, from the rows alone."""
-    (folder / "table.md").write_text(table(config, rows), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows))
 
 
 def table(config: Config, rows: Sequence[RDPoint]) -> str:

@@ -372,7 +372,7 @@ def run(
             rows += [Row(task, name, *pair) for pair in zip(reported, psnrs, strict=True)]
             activations.write_rows(folder / "rows.csv", rows)
             print(f"{task}, {name}: {np.mean(psnrs):.2f} dB, {choice.text}", flush=True)
-    (folder / "table.md").write_text(table(config, len(thumbnails), rows, chosen), "utf-8")
+    results.write_text(folder / "table.md", table(config, len(thumbnails), rows, chosen))
     plots.save(draw(config, chosen), folder / "steps")
     return folder
 

@@ -230,7 +230,7 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
                 f"{fmean(row.psnr for row in own):.2f}", str(codec.codec.base.shared_bytes),
             ])  # fmt: skip
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, bases, lines), "utf-8")
+    results.write_text(folder / "table.md", table(config, bases, lines))
     return folder
 
 

@@ -116,7 +116,7 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
         rows = evaluate([codec], images, part, batch_size=len(images), on_progress=print_progress())
         [summaries[name]] = results.summarise(rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, len(images), summaries), "utf-8")
+    results.write_text(folder / "table.md", table(config, len(images), summaries))
     return folder
 
 

@@ -652,7 +652,7 @@ def run(
         results.write_json(folder / "provenance.json", results.provenance("cpu"))
         with ThreadPoolExecutor(number) as pool:
             list(pool.map(work, range(number)))
-    (folder / "table.md").write_text(table(config, state), "utf-8")
+    results.write_text(folder / "table.md", table(config, state))
     return folder
 
 

@@ -181,7 +181,7 @@ def main(options: Options) -> Path:
         measured.append(measure(row))
         results.write_json(folder / "rows.json", measured)
         results.write_json(folder / "provenance.json", results.provenance("cpu"))
-        (folder / "table.md").write_text(table(measured), "utf-8")
+        results.write_text(folder / "table.md", table(measured))
     print((folder / "table.md").read_text("utf-8"))
     return folder
 

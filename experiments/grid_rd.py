@@ -91,7 +91,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
 def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:
     """table.md and the figure, from the rows alone."""
     summaries = results.summarise(rows)
-    (folder / "table.md").write_text(table(config, rows, summaries), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows, summaries))
     is_kodak = config.images == "kodak"
     curves = results.published_curves(results.read_published(PUBLISHED)) if is_kodak else {}
     shown = published.curves_to_show(curves, published.KODAK_RD)

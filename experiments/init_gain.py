@@ -90,7 +90,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
             )
             summaries[optimizer_name, init_name] = results.summarise(rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, len(images), summaries), "utf-8")
+    results.write_text(folder / "table.md", table(config, len(images), summaries))
     return folder
 
 

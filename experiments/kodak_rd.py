@@ -131,7 +131,7 @@ def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:
     """table.md and the figure, from rows and cost.json alone."""
     costs = json.loads((folder / "cost.json").read_text("utf-8"))
     summaries = results.summarise(rows)
-    (folder / "table.md").write_text(table(config, rows, summaries, costs), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows, summaries, costs))
     draw(summaries, folder / "rd", config.images == "kodak")
 
 

@@ -265,7 +265,7 @@ def write(ladder: Ladder, folder: Path) -> Path:
     sides = _all_side_bytes(ladder, folder / "side_bytes.json")
     rungs = [row for name in RUNGS if name in ladder.found for row in ladder.found[name].rows]
     results.write_rows(folder / "rows.csv", rungs)
-    (folder / "table.md").write_text(table(ladder, sides), "utf-8")
+    results.write_text(folder / "table.md", table(ladder, sides))
     draw(ladder, folder / "rd", (0.0, 0.7))
     draw(ladder, folder / "rd_low", LOW_RATE)
     return folder

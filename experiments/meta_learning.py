@@ -317,7 +317,7 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
         results.write_json(path, {name: init.info.get("seconds") for name, init in inits.items()})
     seconds = json.loads(path.read_text("utf-8"))
     text = table(config, len(images), measured, seconds)
-    (folder / "table.md").write_text(text, "utf-8")
+    results.write_text(folder / "table.md", text)
     plots.save(draw(config, measured), folder / "lead")
     return folder
 

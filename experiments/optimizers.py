@@ -371,7 +371,7 @@ def run(
     device = results.jax_device()
     results.write_json(folder / f"provenance{suffix}.json", results.provenance(device))
     path = folder / f"table{suffix}.md"
-    path.write_text("\n\n".join(parts) + "\n", "utf-8")
+    results.write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 

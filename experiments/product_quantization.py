@@ -204,7 +204,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
         build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
     )
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, rows, folder), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows, folder))
     return folder
 
 

@@ -16,6 +16,7 @@ are timed as they come; its memory is what Linux says of it. ``--smoke``: six pi
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import subprocess
@@ -248,7 +249,7 @@ def run(config: Config, root: Path, repeats: int = 5) -> Path:
     }
     results.write_json(folder / "host_milliseconds.json", costs)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
-    (folder / "table.md").write_text(table(config, samples, costs), "utf-8")
+    results.write_text(folder / "table.md", table(config, samples, costs))
     draw(folder / "rate.png", samples)
     return folder
 
@@ -322,7 +323,9 @@ def draw(path: Path, samples: Sequence[Sample]) -> None:
     top.legend()
     bottom.plot([s.images for s in samples], [s.mib for s in samples])
     bottom.set(ylabel="resident memory, MiB", xlabel="pictures done", ylim=(0, None))
-    figure.savefig(path, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    trees.write_atomic(path, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def run(
     results.write_json(folder / "provenance.json", results.provenance(device))
     rows = [measure(setting, image, data) for (setting, image), data in streams.items()]
     results.write_json(folder / "rows.json", rows)
-    (folder / "table.md").write_text(table(config, rows), "utf-8")
+    results.write_text(folder / "table.md", table(config, rows))
     return folder
 
 

@@ -139,7 +139,7 @@ def report(config: Config, images: Mapping[str, Image], folder: Path) -> None:
         "## BD-rates (PSNR, curve of means)",
         _bd_rates(config, rows, images),
     ]
-    (folder / "table.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    results.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
 
 
 def _points(

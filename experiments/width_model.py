@@ -76,7 +76,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -
     ]
     title = f"# What a width costs, {images_text}, {config.num_steps} steps, seed {config.seed}"
     table = markdown(["width", "bytes, geometric mean", "PSNR dB, mean"], lines)
-    (folder / "table.md").write_text(f"{title}\n\n{table}\n", "utf-8")
+    results.write_text(folder / "table.md", f"{title}\n\n{table}\n")
     return output
 
 

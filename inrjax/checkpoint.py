@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
+import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +18,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import inrjax
+
 _KEPT = 2
+
+_EARLIEST = "0.1.0"
+"""The version whose checkpoints may lack the name of theirs, and the digest of their note."""
 
 
 class Restored(NamedTuple):
@@ -30,10 +40,26 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
     removed, or it would stand in the way and count among the newest.
 
     ``inputs``: JSON values that say what the run computes (config, digest of its data). A
-    checkpoint of other inputs is never restored.
+    checkpoint of other inputs, or of another version of inrjax, is never restored.
+
+    Raises OSError where it cannot be written; those before it stay.
     """
     flat = _flatten(state)
-    note = {"inputs": _canonical(inputs), "sha256": _digest(flat)}
+    note = {
+        "inputs": _canonical(inputs),
+        "sha256": _digest(flat),
+        "inrjax": inrjax.__version__,
+        "jax": jax.__version__,
+    }
+    note["note_sha256"] = _note_digest(note)
+    try:
+        with _quiet():
+            _save(folder, step, flat, note)
+    except Exception as error:  # orbax's own, a page long, for a full disk
+        raise _os_error(error) from error
+
+
+def _save(folder: Path, step: int, flat: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
     with _manager(folder) as manager:
         for leftover in [other for other in manager.all_steps() if other >= step]:
             manager.delete(leftover)
@@ -46,32 +72,97 @@ def save(folder: Path, step: int, state: Any, inputs: Mapping[str, Any]) -> None
         )
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of what fails in the block, orbax logs pages to stderr; here it becomes one sentence."""
+    logger = logging.getLogger("absl")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was
+
+
+def _os_error(error: Exception) -> OSError:
+    """What the system said, of an error that may only quote it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    quoted = re.search(r"os_error_code='(\d+)'", str(error))
+    if quoted:
+        return OSError(int(quoted[1]), os.strerror(int(quoted[1])))
+    for number in _NO_ROOM:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return OSError(errno.EIO, " ".join(str(error).split())[:200])
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
 def restore(folder: Path, like: Any, inputs: Mapping[str, Any]) -> Restored | None:
     """The newest good checkpoint in a folder, as a tree like ``like``; None if there is none.
 
-    A damaged or incomplete one is passed over with a warning.
+    A damaged or incomplete one is passed over with a warning. One of another JAX is used, with a
+    warning: what it goes on to need not be what a run that was not stopped ends with.
 
     Raises:
-      ValueError: the newest good checkpoint belongs to other inputs.
+      ValueError: the newest good checkpoint belongs to other inputs, or to another version of
+        inrjax, whose code may mean something else by the same inputs.
     """
     if not Path(folder).is_dir():
         return None
     with _manager(folder) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            note = _read(manager, step, note=ocp.args.JsonRestore())
-            if not isinstance(note, dict) or not {"inputs", "sha256"} <= note.keys():
-                note = None
-            if note is not None and note["inputs"] != _canonical(inputs):
-                raise ValueError(
-                    f"{folder} holds checkpoints of another run (other options or other data): "
-                    "name another folder, or delete it"
-                )
+        whole = set(manager.all_steps())
+        for step in sorted(whole | _step_folders(folder), reverse=True):
+            note = _read_note(manager, step) if step in whole else None
+            if note is not None:
+                _check_owner(note, folder, inputs)
             flat = None if note is None else _load(manager, step, like, note["sha256"])
-            if flat is None:
-                warnings.warn(f"{folder}: the checkpoint of step {step} is damaged", stacklevel=2)
+            if note is None or flat is None:
+                warnings.warn(
+                    f"{folder}: the checkpoint of step {step} is damaged and is not used",
+                    stacklevel=2,
+                )
                 continue
+            if note.get("jax", jax.__version__) != jax.__version__:
+                warnings.warn(
+                    f"{folder}: the checkpoint of step {step} is of JAX {note['jax']}, this is "
+                    f"{jax.__version__}: the result may differ from that of a whole run",
+                    stacklevel=2,
+                )
             return Restored(jax.tree.unflatten(jax.tree.structure(like), list(flat.values())), step)
     return None
+
+
+def _step_folders(folder: Path) -> set[int]:
+    """Steps that have a folder; orbax passes over one that was never finished, in silence."""
+    return {int(path.name) for path in Path(folder).iterdir() if path.name.isdecimal()}
+
+
+def _check_owner(note: Mapping[str, Any], folder: Path, inputs: Mapping[str, Any]) -> None:
+    if note["inputs"] != _canonical(inputs):
+        raise ValueError(
+            f"{folder} holds checkpoints of another run (other options or other data): "
+            "name another folder, or delete it"
+        )
+    version = note.get("inrjax", _EARLIEST)
+    if version != inrjax.__version__:
+        raise ValueError(
+            f"{folder} holds checkpoints of inrjax {version}, this is {inrjax.__version__}: go on "
+            "with that version, name another folder, or delete it"
+        )
+
+
+def _read_note(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """What stands beside a step's arrays, or None if it is not what was saved."""
+    note = _read(manager, step, note=ocp.args.JsonRestore())
+    if not isinstance(note, dict) or not {"inputs", "sha256"} <= note.keys():
+        return None
+    digest = note.pop("note_sha256", None)
+    if digest is None and "inrjax" not in note:
+        return note  # of the earliest version
+    return note if digest == _note_digest(note) else None
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
@@ -95,7 +186,8 @@ def _read(manager: ocp.CheckpointManager, step: int, **item: Any) -> Any:
     """One item of a step, or None if it cannot be read."""
     [name] = item
     try:
-        return manager.restore(step, args=ocp.args.Composite(**item))[name]
+        with _quiet():
+            return manager.restore(step, args=ocp.args.Composite(**item))[name]
     except Exception:  # a damaged file makes orbax raise nearly anything
         return None
 
@@ -110,6 +202,10 @@ def _digest(flat: Mapping[str, np.ndarray]) -> str:
         sha.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
         sha.update(leaf.tobytes())
     return sha.hexdigest()
+
+
+def _note_digest(note: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(note).encode()).hexdigest()
 
 
 def _canonical(inputs: Mapping[str, Any]) -> str:

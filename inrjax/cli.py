@@ -12,6 +12,7 @@ What fits, measures or plots is imported inside the command that needs it, so th
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import io
 import itertools
@@ -20,7 +21,11 @@ import math
 import os
 import re
 import shutil
+import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -205,7 +210,7 @@ class Encode:
     overwrite: bool = False
     """Replace files that are there already."""
     resume: bool = False
-    """Keep files that are there already and intact, and make the others."""
+    """Keep files that are there already, intact and not older than their pictures; make others."""
     distributed: bool = False
     """Be one of several processes with the same command: SLURM, Open MPI, or as named below."""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT"), _FROM_CLUSTER] = None
@@ -536,6 +541,63 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a sentence on what was kept."""
 
 
+_KEPT: list[Callable[[], str]] = []
+"""What to say of the work under way if it is stopped; the innermost last."""
+
+
+@contextlib.contextmanager
+def _interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """The block may be stopped by Ctrl-C; ``kept`` says in a sentence what is there then."""
+    _KEPT.append(kept)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
+    finally:
+        _KEPT.pop()
+
+
+STOPPING_SECONDS = 1.0
+"""How long after Ctrl-C the program may still end by itself."""
+
+_stop_is_said = threading.Event()
+
+
+def _end_soon_after_ctrl_c() -> None:
+    """Have Ctrl-C end this process although Python does not hear of it: XLA compiles and computes
+    for seconds, in which no KeyboardInterrupt is raised, and Python waits for it as it ends.
+
+    What is under way is lost in either case, and a file that is being written has another name.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # whoever set a handler means something else by it
+    heard, tell = socket.socketpair()  # Windows takes no pipe here
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    # The thread holds the ends of the pair, which must not be closed.
+    threading.Thread(target=_end_after_ctrl_c, args=(heard, tell), daemon=True).start()
+
+
+def _end_after_ctrl_c(heard: socket.socket, _: socket.socket) -> None:
+    while heard.recv(1) != bytes([signal.SIGINT]):
+        pass
+    time.sleep(STOPPING_SECONDS)
+    if not _stop_is_said.is_set():
+        if sys.stderr.isatty():
+            print("\x1b[?25h", file=sys.stderr)  # a bar has hidden the cursor
+        _say_stopped(_KEPT[-1]() if _KEPT else "")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+def _say_stopped(kept: str) -> None:
+    _stop_is_said.set()
+    _note(f"stopped: {kept}" if kept else "stopped")
+
+
 def _say(text: str) -> None:
     """Print a line that holds names of files."""
     print(_printable(text), flush=True)
@@ -786,6 +848,18 @@ def _read_image(path: Path) -> Image:
     return loaded.image
 
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an error came of a disk that takes no more, whatever is written next."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return True
+        error = error.__cause__
+    return False
+
+
 class Each:
     """Does something to each of many files: an error is reported, and the others go on."""
 
@@ -795,21 +869,34 @@ class Each:
 
     @contextlib.contextmanager
     def file(self) -> Iterator[None]:
-        """The block is one file's share; it may raise ValueError."""
+        """The block is one file's share; it may raise ValueError.
+
+        One that says that nothing can be written any more is raised: the others would fail too.
+        """
         try:
             yield
         except ValueError as error:
+            if _is_of_the_disk(error):
+                raise
             self.num_failed += 1
             _error(error)
 
     @contextlib.contextmanager
     def all(self, total: int) -> Iterator[None]:
         """The block is all the work; Ctrl-C says how many of ``total`` files are there."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            kept = f"{self.num_done} of {total} files were written and are kept"
-            raise Interrupted(kept if self.num_done else "nothing was written") from None
+
+        def kept() -> str:
+            if not self.num_done:
+                return "nothing was written"
+            return f"{self.num_done} of {total} files were written and are kept"
+
+        with _interruptible(kept):
+            try:
+                yield
+            except ValueError as error:
+                if not _is_of_the_disk(error):
+                    raise
+                raise ValueError(f"{error}; {kept()}") from error
 
     @property
     def exit_code(self) -> int:
@@ -965,9 +1052,11 @@ def _own_share(
 
 
 def _is_made(codec: InrCodec, wanted: Target | None, path: Path, target: Path) -> bool:
-    """Whether a file is there, is intact, and is of this net and of a picture of this size; with a
-    target, of any net, and as it is wanted."""
+    """Whether a file is there, is intact, no older than its picture, and of this net and of a
+    picture of this size; with a target, of any net, and as it is wanted."""
     try:
+        if target.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            return False  # it may be of another picture, which had this name before
         data = target.read_bytes()
         stream = bitstream.peek(data)
         context = codec.context(stream)
@@ -1634,27 +1723,28 @@ def _checkpointed(folder: Path) -> Iterator[None]:
         if not _is_of_cache(str(message), _cache_folder()):
             _note(str(message))
 
+    def kept() -> str:
+        if not any(path.name.isdecimal() for path in folder.glob("*")):
+            return "there was no checkpoint yet, nothing is kept"
+        return f"the same command with --resume goes on from the last checkpoint in {folder}"
+
     try:
-        with warnings.catch_warnings():
+        with _interruptible(kept), warnings.catch_warnings():
             warnings.showwarning = note
             yield
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"the same command with --resume goes on from the last checkpoint in {folder}"
-        ) from None
     except OSError as error:
-        raise ValueError(f"{folder} cannot be used ({error}): choose another -o") from error
+        raise ValueError(
+            f"{folder} cannot be used ({error.strerror}): choose another -o, or make room; {kept()}"
+        ) from error
 
 
 @contextlib.contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
     """Ctrl-C in the block says that the same command goes on where it was."""
-    try:
+    with _interruptible(
+        lambda: f"what was measured is in {folder}, and the same command goes on from there"
+    ):
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"what was measured is in {folder}, and the same command goes on from there"
-        ) from None
 
 
 def _report(report: Report, measured: Sequence[Codec], each: Each) -> None:
@@ -1752,6 +1842,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
+    if arguments is None:  # this process is this command, and nobody else's
+        _end_soon_after_ctrl_c()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -1770,7 +1862,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _error(ValueError(f"the computation failed ({first[0]}): try fewer or smaller pictures"))
         return 1
     except KeyboardInterrupt as stop:
-        _note(f"stopped: {stop}" if str(stop) else "stopped")
+        _say_stopped(str(stop))
         return 130
     except OSError as error:  # most likely of stdout: where files are used, it is a ValueError
         # Python flushes stdout once more as it ends, which must not fail again.

@@ -114,7 +114,12 @@ def write_json(path: Path, value: Any) -> None:
     cannot be written.
     """
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-    _write(path, (text + "\n").encode())
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all; ValueError where the file cannot be written."""
+    _write(path, text.encode())
 
 
 # Provenance

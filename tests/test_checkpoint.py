@@ -129,17 +129,36 @@ def test_a_flipped_byte_anywhere_is_never_restored(folder: Path, part: float) ->
     for path in files_of(folder, 2):
         whole = path.read_bytes()
         flip(path, int(part * (len(whole) - 1)))
-        try:
-            found, messages = restored(folder)
-        except ValueError as error:
-            assert "another run" in str(error)  # the damage is in the note's inputs
-        else:
-            assert found is not None
-            assert_same(found.state, state_of(found.step))
-            assert (found.step == 1) == (messages != [])
-            fell_back += found.step == 1
+        fell_back += check_damage(folder) == 1
         path.write_bytes(whole)
     assert fell_back >= 2
+
+
+def check_damage(folder: Path) -> int:
+    """The step restored, exactly as it was saved; one before the damaged with a warning."""
+    found, messages = restored(folder)
+    assert found is not None
+    assert_same(found.state, state_of(found.step))
+    assert (found.step == 1) == (messages != [])
+    assert all("step 2 is damaged and is not used" in message for message in messages)
+    return found.step
+
+
+def test_bytes_flipped_at_random_are_never_restored(folder: Path) -> None:
+    """Ten places in the note and in the largest file, whichever they are."""
+    generator = np.random.default_rng(0)
+    files = files_of(folder, 2)
+    notes = [path for path in files if "note" in path.relative_to(folder / "2").parts]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    assert notes
+    steps = []
+    for path in [*notes, largest]:
+        whole = path.read_bytes()
+        for position in generator.integers(0, max(1, len(whole)), 10 if whole else 0):
+            flip(path, int(position))
+            steps.append(check_damage(folder))
+            path.write_bytes(whole)
+    assert 1 in steps
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
@@ -151,7 +170,7 @@ def test_a_missing_or_empty_file_is_never_restored(folder: Path, damage) -> None
         found, messages = restored(folder)
         assert found is not None
         assert_same(found.state, state_of(found.step))
-        if found.step == 1 and path.name != "commit_success.txt":
+        if found.step == 1:
             assert len(messages) == 1 and "step 2" in messages[0]
         fell_back += found.step == 1
         path.write_bytes(whole)
@@ -174,9 +193,10 @@ def test_all_damaged_is_none_with_a_warning_each(folder: Path) -> None:
 
 def test_an_empty_step_folder_is_passed_over(folder: Path) -> None:
     (folder / "9").mkdir()
-    found, _ = restored(folder)
+    found, messages = restored(folder)
     assert found is not None and found.step == 2
     assert_same(found.state, state_of(2))
+    assert len(messages) == 1 and "step 9 is damaged and is not used" in messages[0]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "emptied"])
@@ -204,3 +224,40 @@ def test_a_damaged_newest_does_not_push_out_the_good(folder: Path) -> None:
     break_state(folder, 4)
     found, _ = restored(folder)
     assert found is not None and found.step == 3
+
+
+# Versions
+
+
+def test_another_version_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint.inrjax, "__version__", "99.0")
+    with pytest.raises(ValueError, match=r"checkpoints of inrjax .*, this is 99\.0: go on with"):
+        checkpoint.restore(saved, state_of(0), INPUTS)
+
+
+def test_another_jax_is_said(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint.jax, "__version__", "99.0")
+    found, messages = restored(saved)
+    assert found is not None and found.step == 2
+    assert len(messages) == 1 and "this is 99.0" in messages[0]
+
+
+def test_a_note_of_the_earliest_version_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named no version, and its arrays are as they were."""
+
+    def early(args: Any) -> Any:
+        return json_save({name: args[name] for name in ("inputs", "sha256")})
+
+    json_save = checkpoint.ocp.args.JsonSave
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.args, "JsonSave", early)
+        checkpoint.save(tmp_path, 2, state_of(2), INPUTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.inrjax, "__version__", checkpoint._EARLIEST)
+        found, messages = restored(tmp_path)
+    assert found is not None and messages == []
+    monkeypatch.setattr(checkpoint.inrjax, "__version__", "99.0")
+    with pytest.raises(ValueError, match=r"checkpoints of inrjax 0\.1\.0"):
+        checkpoint.restore(tmp_path, state_of(0), INPUTS)

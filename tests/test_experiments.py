@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,14 @@ def test_the_docstring_holds_claim_command_and_minutes(name: str) -> None:
     text = (importlib.import_module(f"experiments.{name}").__doc__ or "").lower()
     for word in ("command", f"python -m experiments.{name}", "minutes:", "expected:"):
         assert word in text, f"{name} does not say its {word}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_result_is_written_whole_or_not_at_all(name: str) -> None:
+    """`results.write_text` and `plots.save`: a kill inside of another call leaves half a file."""
+    text = (ROOT / "experiments" / f"{name}.py").read_text("utf-8")
+    if name != "benchmark_gpu":  # which a machine runs without the rest of the package
+        assert not re.search(r'table[^\n]*\.md"\)?\.write_text|savefig\(path', text)
 
 
 @pytest.fixture(scope="module")
