@@ -121,7 +121,12 @@ _NO_FILES = (1.2, 1.4)
 
 MEASURED: Mapping[str, Look] = {
     "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
+    "latent-grid": Look("LatentGrid (ours)", _BLACK, "*"),
     "coin": Look("COIN", _GREY, "v"),
+    "strumpler-basic": Look("Strümpler et al., basic", _GREY, ">"),
+    "strumpler-meta": Look("Strümpler et al., meta-learned", _GREY, "<"),
+    "product-siren": Look("Product quantisation", _GREY, "X"),
+    "modulated-siren": Look("COIN++", _GREY, "h"),
     "jpeg": Look("JPEG, default tables", _RED, "s"),
     "jpeg-optimized": Look("JPEG, optimised", _RED, "D"),
     "jpeg-mozjpeg": Look("MozJPEG", _RED, "p"),
