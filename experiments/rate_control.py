@@ -28,7 +28,16 @@ from inrjax import codecs, datasets, metrics, ratecontrol, results
 from inrjax.images import read_image
 from inrjax.types import Image
 
-FIELDS = ("image", "target", "wanted", "reached", "met", "num_bytes", "seconds", "seconds_of_one")
+FIELDS: tuple[str, ...] = (
+    "image",
+    "target",
+    "wanted",
+    "reached",
+    "met",
+    "num_bytes",
+    "seconds",
+    "seconds_of_one",
+)
 
 
 @dataclass(frozen=True)
