@@ -407,10 +407,17 @@ def readings(folder: Path) -> dict[str, Reading]:
     return {
         "inr": Reading(decoded, BitstreamError),
         # `describe` stops where this does.
-        "each byte": Reading(lambda data: codecs.decode_stream(data, shared_of(data)), BitstreamError),
+        "each byte": Reading(
+            lambda data: codecs.decode_stream(data, shared_of(data)), BitstreamError
+        ),
         "fmm": Reading(lambda data: Fmm().decode([data])[0], BitstreamError),
         "image": Reading(picture, ValueError),
     }
+
+
+def decoded_alone(data: bytes) -> np.ndarray:
+    """What `decode_stream` makes of a stream; `describe` stops where it does."""
+    return codecs.decode_stream(data, shared_of(data))
 
 
 def decoded(data: bytes) -> np.ndarray:

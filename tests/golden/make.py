@@ -36,6 +36,7 @@ from inrjax.codecs import fmm  # noqa: E402
 from inrjax.images import write_image  # noqa: E402
 from inrjax.types import Image  # noqa: E402
 
+
 class Source(NamedTuple):
     """A part of a packaged photograph, its pixels laid out anew, row by row."""
 
@@ -95,7 +96,7 @@ def decode(path: Path) -> tuple[np.ndarray | None, Image]:
 
 
 def _watch_entropy(stack: ExitStack) -> list[np.ndarray]:
-    """A list that gets what `inrjax.entropy` and `inrjax.grids` decode, until the stack is closed."""
+    """A list that gets what is decoded of symbols and latents, until the stack is closed."""
     seen: list[np.ndarray] = []
     depth = 0
 
