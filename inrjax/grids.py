@@ -188,7 +188,7 @@ def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> 
         encoder.put((values - mean).ravel(), levels.ravel())
         return values
 
-    _walk(base, [np.asarray(own, np.int64) for own in latents], step, put)
+    _walk(base, [np.array(own, np.int64) for own in latents], step, put)
     return encoder.to_bytes()
 
 
