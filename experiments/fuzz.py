@@ -47,9 +47,8 @@ from inrjax.types import BitstreamError
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
-from bases import tiny_base  # noqa: E402
+from bases import shared_of  # noqa: E402
 
-SHARED = tiny_base()  # what golden streams of ModulatedSiren need; other decoders leave it
 GOLDEN = ROOT / "tests" / "golden"
 MEMORY = 512 << 20  # bytes of address space, Python and all libraries included
 SECONDS = 2  # of CPU time, so that a busy machine is not taken for a slow decoder
@@ -343,13 +342,14 @@ def mutant(config: Config, batch: int, index: int) -> Mutant:
 def repair_inr(data: bytes, base: Base) -> bytes | None:
     """The file with the checksum that its content asks for; None if it is not even a container."""
     try:
-        stream = bitstream.peek(data)
+        bitstream.peek(data)
     except BitstreamError:
         return None
     context = b""
-    for one in (stream, bitstream.peek(base.data)):  # a context that is known, or the base's
+    for known in (data, base.data):  # a context that is known, or the base's
         try:
-            codec: Any = codecs.decoder(codecs.BY_TAG[one.tag]().name, SHARED)
+            one = bitstream.peek(known)
+            codec: Any = codecs.decoder(codecs.BY_TAG[one.tag]().name, shared_of(known))
             context = codec.context(one)
             break
         except (KeyError, BitstreamError):
@@ -406,20 +406,28 @@ def readings(folder: Path) -> dict[str, Reading]:
 
     return {
         "inr": Reading(decoded, BitstreamError),
-        "each byte": Reading(codecs.decode_stream, BitstreamError),  # `describe` stops there, too
+        # `describe` stops where this does.
+        "each byte": Reading(
+            lambda data: codecs.decode_stream(data, shared_of(data)), BitstreamError
+        ),
         "fmm": Reading(lambda data: Fmm().decode([data])[0], BitstreamError),
         "image": Reading(picture, ValueError),
     }
+
+
+def decoded_alone(data: bytes) -> np.ndarray:
+    """What `decode_stream` makes of a stream; `describe` stops where it does."""
+    return codecs.decode_stream(data, shared_of(data))
 
 
 def decoded(data: bytes) -> np.ndarray:
     """What `decode_stream` makes of a stream. `describe` must not fail where it does not."""
     told = None
     try:
-        told = codecs.describe(data, SHARED)
+        told = codecs.describe(data, shared_of(data))
     except BitstreamError as error:
         one_sentence(error)
-    image = codecs.decode_stream(data, SHARED, max_pixels=MAX_PIXELS)
+    image = codecs.decode_stream(data, shared_of(data), max_pixels=MAX_PIXELS)
     assert told is not None, "decoded, and describe refuses it"
     assert image.shape == (told.height, told.width, 3), "another size than described"
     return image

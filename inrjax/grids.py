@@ -158,6 +158,8 @@ def packaged_base() -> GridBase:
 def find_base(digest: bytes) -> GridBase | None:
     """The packaged base whose digest begins so, present or retired; None if there is none."""
     folder = resources.files("inrjax").joinpath(_FOLDER)
+    if not folder.is_dir():
+        return None
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".npz"):
             base = _parse(entry.read_bytes(), entry.name)
@@ -186,7 +188,7 @@ def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> 
         encoder.put((values - mean).ravel(), levels.ravel())
         return values
 
-    _walk(base, [np.asarray(own, np.int64) for own in latents], step, put)
+    _walk(base, [np.array(own, np.int64) for own in latents], step, put)
     return encoder.to_bytes()
 
 

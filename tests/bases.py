@@ -1,11 +1,15 @@
-"""A base network made by a seed, as small as it can be: what golden streams of tag 6 need."""
+"""Bases made by a seed, as small as they can be: what golden streams of tags 6 and 7 need."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from inrjax import entropy, trees
+from inrjax import codecs, context, entropy, grids, trees
 from inrjax.base import BITS, Base, table_arrays
+from inrjax.grids import GridBase
+from inrjax.nets.latent_grid import COLOUR, LatentGridNet, wavelet_kernel
 from inrjax.nets.siren import Siren
 
 
@@ -33,3 +37,43 @@ def tiny_base(latent_dim: int = 12, patch: int = 16, seed: int = 0) -> Base:
         tables=table_arrays(tables),
         rates=np.full(latent_dim, 0.5, np.float32),
     )
+
+
+def tiny_grid_base(levels: int = 2, seed: int = 0) -> GridBase:
+    """The wavelet and small random sine layers; context models that expect the more, the larger
+    the latents around. As `tiny_base`, by `RandomState`."""
+    net, rng = LatentGridNet(levels, width=4, context_width=4), np.random.RandomState(seed)
+    synthesis = {}
+    for path, shape in trees.leaves(net.shapes()):
+        fan_in = int(np.prod(shape[:-1]))
+        reach = 0.05 if path.endswith("weight3") else 1.5
+        synthesis[path] = rng.uniform(-reach, reach, shape) / fan_in**0.5
+        if path.endswith("gain"):
+            synthesis[path] = rng.uniform(0.95, 1.05, shape)
+    synthesis["colour"] = COLOUR
+    for level in range(levels):
+        synthesis[f"level{level}/kernel"] = wavelet_kernel(net.components(level))
+    models = {}
+    for path, shape in trees.leaves(context.shapes(net)):
+        # Positive on the whole, so that the layers pass on a mean of the magnitudes.
+        reach = (-0.5, 2.5) if path.endswith(("weight1", "weight2")) else (0.1, 0.3)
+        models[path] = rng.uniform(*reach, shape) / (1 if path.endswith("3") else shape[0])
+        if path.endswith(("bias1", "bias2")):
+            models[path] = rng.uniform(-0.2, 0.2, shape)
+        if path.endswith("bias3"):
+            models[path] = rng.uniform(-0.5, 0.5, shape) + (2 if path.startswith("low") else -2)
+        if path.endswith("predict"):
+            models[path] = np.array([0.625, 0.625, -0.375, 0.125])
+    trained = trees.from_leaves(synthesis), trees.from_leaves(models)
+    return grids.make_base(net, *trained, {"command": "tests/bases.py"})
+
+
+@cache
+def _shared() -> tuple[Base, GridBase]:
+    return tiny_base(), tiny_grid_base()
+
+
+def shared_of(data: bytes) -> Base | GridBase:
+    """The tiny base that the decoder of a stream takes, whatever else is wrong with the stream."""
+    modulated, grid = _shared()
+    return grid if data[4:5] == bytes([codecs.LatentGrid.tag]) else modulated

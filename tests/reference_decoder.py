@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 import zlib
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_PIXELS = 1 << 26
-NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4, 6: 3}
+NUM_SECTIONS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4, 6: 3, 7: 3}
 STRUMPLER = {"num_frequencies": 16, "ratio": 1.4}
 TOP_OCTAVE = (
     4610560255948314624,
@@ -70,6 +71,10 @@ def decode(data: bytes, *folders: Path) -> Decoded:
         base = find_base(sections[0], folders)
         check(data, base.digest)
         return read_modulated_siren(base, sections[1], sections[2], height, width)
+    if tag == 7:
+        shared = find_grid_base(sections[0], folders)
+        check(data, shared.digest)
+        return read_latent_grid(shared, sections[1], sections[2], height, width)
     init = find_init(sections[0], folders)
     check(data, init.digest)
     if tag == 4:
@@ -331,6 +336,207 @@ def read_modulated_siren(
     return Decoded(symbols, image[:height, :width])
 
 
+# ---------------------------------------------------------------------------- LatentGrid
+
+
+class GridFile(NamedTuple):
+    net: dict[str, int]
+    arrays: dict[str, np.ndarray]
+    digest: bytes
+
+
+def find_grid_base(start: bytes, folders: tuple[Path, ...]) -> GridFile:
+    for path in files_in(folders):
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != "inrjax-grid-1":
+                continue
+            used = {name: arrays[name] for name in arrays.files if name != "header"}
+        digest = init_digest(header["net"], used)
+        if digest.startswith(start) and len(start) == 4:
+            return GridFile(header["net"], used, digest)
+    raise Damaged(f"base {start.hex()} is not known")
+
+
+def read_latent_grid(
+    base: GridFile, grid: bytes, payload: bytes, height: int, width: int
+) -> Decoded:
+    refuse_if(len(grid) != 3 or grid[2] > 63, "grid")
+    step, num_levels = grid[2], base.net["levels"]
+    sizes = [(height, width)]
+    for _ in range(num_levels):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    details = [
+        np.zeros((*sizes[level + 1], 9 if level else 3), np.int64) for level in range(num_levels)
+    ]
+    low = np.zeros((*sizes[-1], 3), np.int64)
+    coder = GridCoder(base, payload)
+    coder.read_low(low, step)
+    for level in reversed(range(num_levels)):
+        for component in range(3 if level else 1):
+            coder.read_details(details, level, component, step)
+    symbols = np.concatenate([own.ravel() for own in (*details, low)])
+    stated = int.from_bytes(grid[:2], "little")
+    refuse_if(binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0) != stated, "symbols")
+    return Decoded(symbols, pixels_of_grids(base, details, low, step, sizes))
+
+
+class GridCoder:
+    """Latents, place by place, in Python's integers and in numpy's of 64 bits."""
+
+    def __init__(self, base: GridFile, payload: bytes):
+        self.base, self.coder = base, RangeDecoder(payload)
+        self.models: dict[str, list[np.ndarray]] = {}
+
+    def model(self, name: str, features: list[int]) -> list[int]:
+        """The levels of scale."""
+        if name not in self.models:
+            self.models[name] = [
+                self.base.arrays[f"models/{name}/{kind}{layer}"].astype(np.int64)
+                for layer in (1, 2, 3)
+                for kind in ("weight", "bias")
+            ]
+        w1, b1, w2, b2, w3, b3 = self.models[name]
+        h = np.clip((np.array(features, np.int64) @ w1 + b1) // 2**8, 0, 2**16)
+        h = np.clip((h @ w2 + b2) // 2**10, 0, 2**16)
+        return np.clip((h @ w3 + b3 + 2**15) // 2**16 + 16, 0, 63).tolist()
+
+    def read(self, levels: list[int]) -> list[int]:
+        """The symbols of one diagonal."""
+        symbols = [0] * len(levels)
+        for level in sorted(set(levels)):
+            ends = ends_of(level)
+            m, escaped = len(ends) // 2 - 1, []
+            for i, own in enumerate(levels):
+                if own == level:
+                    place = self.coder.place(ends)
+                    symbols[i] = place - m
+                    if place == 2 * m + 1:
+                        escaped.append(i)
+            for i in escaped:
+                symbols[i] = read_escape(self.coder, m)
+        return symbols
+
+    def read_low(self, low: np.ndarray, step: int) -> None:
+        rows, columns, _ = low.shape
+        means = np.zeros(low.shape, np.int64)
+        for c in range(3):
+            own = low[:, :, c].tolist()
+            p = self.base.arrays[f"models/low{c}/predict"].tolist()
+            for places in diagonals(rows, columns):
+                levels, predicted = [], []
+                for i, j in places:
+                    around = neighbours_of(own, i, j, columns)
+                    west, north, corner, right = around
+                    total = sum(w * x for w, x in zip(p, around, strict=True))
+                    predicted.append((total + 2**9) // 2**10)
+                    features = [mag(west - corner), mag(north - corner), mag(right - north)]
+                    features += [mag(int(low[i, j, b] - means[i, j, b])) for b in range(c)]
+                    levels += self.model(f"low{c}", [*features, 8 * (step - 32)])
+                symbols = self.read(levels)
+                for (i, j), mean, symbol in zip(places, predicted, symbols, strict=True):
+                    refuse_if(abs(mean + symbol) >= 1 << 24, "symbols")
+                    own[i][j], low[i, j, c], means[i, j, c] = mean + symbol, mean + symbol, mean
+
+    def read_details(
+        self, details: list[np.ndarray], level: int, component: int, step: int
+    ) -> None:
+        z = details[level]
+        bands = range(3 * component, 3 * component + 3)
+        for places in diagonals(*z.shape[:2]):
+            levels: list[int] = []
+            for i, j in places:
+                features: list[int] = []
+                for r, s in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (-2, 0), (0, -2)):
+                    features += seen_at(z, i + r, j + s, bands)
+                for before in range(component):
+                    for r, s in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+                        features += seen_at(z, i + r, j + s, range(3 * before, 3 * before + 3))
+                if level + 1 < len(details):
+                    for r, s in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+                        features += seen_at(details[level + 1], i // 2 + r, j // 2 + s, bands)
+                levels += self.model(f"level{level}_{component}", [*features, 8 * (step - 32)])
+            symbols = self.read(levels)
+            refuse_if(max(map(abs, symbols)) >= 1 << 24, "symbols")
+            for n, (i, j) in enumerate(places):
+                z[i, j, bands.start : bands.stop] = symbols[3 * n : 3 * n + 3]
+
+
+def diagonals(rows: int, columns: int) -> list[list[tuple[int, int]]]:
+    found: dict[int, list[tuple[int, int]]] = {}
+    for i in range(rows):
+        for j in range(columns):
+            found.setdefault(j + 2 * i, []).append((i, j))
+    return [found[t] for t in sorted(found)]
+
+
+def mag(value: int) -> int:
+    n = 1 + min(abs(value), 1 << 14)
+    p = n.bit_length() - 1
+    return 64 * p + 64 * (n - 2**p) // 2**p
+
+
+def seen_at(z: np.ndarray, i: int, j: int, bands: range) -> list[int]:
+    if not (0 <= i < z.shape[0] and 0 <= j < z.shape[1]):
+        return [0, 0, 0]
+    return [mag(int(z[i, j, band])) for band in bands]
+
+
+def neighbours_of(own: list[list[int]], i: int, j: int, columns: int) -> tuple[int, ...]:
+    """West, north, north-west, north-east."""
+    if i == 0:
+        return (own[0][j - 1],) * 4 if j else (0, 0, 0, 0)
+    north = own[i - 1][j]
+    west, corner = (own[i][j - 1], own[i - 1][j - 1]) if j else (north, north)
+    return west, north, corner, own[i - 1][j + 1] if j + 1 < columns else north
+
+
+def pixels_of_grids(
+    base: GridFile, details: list[np.ndarray], low: np.ndarray, step: int, sizes: Any
+) -> np.ndarray:
+    own = {
+        name.removeprefix("synthesis/"): array.astype(np.float32)
+        for name, array in base.arrays.items()
+        if name.startswith("synthesis/")
+    }
+    size, q = np.float32(2.0 ** (step / 8 - 5)), np.float32((step - 32) / 8)
+    x = low.astype(np.float32) * own["low/gain"] * size
+    for k in reversed(range(len(details))):
+        z = details[k].astype(np.float32)
+        part = {n.split("/")[1]: a for n, a in own.items() if n.startswith(f"level{k}/")}
+        y = convolution(np.concatenate([x, z * part["gain"] * size], -1), part["kernel"])
+        box = np.full((3, 3, 1, 1), 1 / 9)
+        mean = np.concatenate([convolution(x[..., c : c + 1], box) for c in range(3)], -1)
+        seen = [soft((x - mean) / size), soft(z), x * np.float32(2.0 ** -(k + 1))]
+        h = convolution(np.concatenate(seen, -1), part["weight1"])
+        h = np.sin(h + part["bias1"] + q * part["step1"])
+        h = np.sin(h @ part["weight2"] + part["bias2"] + q * part["step2"])
+        y = y + (h @ part["weight3"]) * size
+        x = np.zeros((2 * y.shape[0], 2 * y.shape[1], 3), np.float32)
+        for a in (0, 1):
+            for b in (0, 1):
+                x[a::2, b::2] = y[..., 6 * a + 3 * b : 6 * a + 3 * b + 3]
+        x = x[: sizes[k][0], : sizes[k][1]]
+    values = x @ own["colour"] + np.float32(0.5)
+    refuse_if(np.isnan(values).any(), "a pixel is NaN")
+    return np.floor(255 * np.clip(values, 0, 1) + np.float32(0.5)).astype(np.uint8)
+
+
+def soft(v: np.ndarray) -> np.ndarray:
+    return v / np.sqrt(1 + (v / 4) ** 2)
+
+
+def convolution(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    rows, columns, _ = values.shape
+    reach = kernel.shape[0] // 2
+    padded = np.pad(values, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    y = np.zeros((rows, columns, kernel.shape[3]), np.float32)
+    for a in range(kernel.shape[0]):
+        for b in range(kernel.shape[1]):
+            y += padded[a : a + rows, b : b + columns] @ kernel[a, b].astype(np.float32)
+    return y
+
+
 # ---------------------------------------------------------------------------- symbols
 
 
@@ -381,7 +587,7 @@ class RangeDecoder:
 def decode_symbols(payload: bytes, levels: np.ndarray) -> np.ndarray:
     coder, symbols, escaped = RangeDecoder(payload), np.zeros(levels.size, np.int64), []
     for level in np.unique(levels):
-        ends = np.concatenate([[0], np.cumsum(counts_of(int(level)))])
+        ends = ends_of(int(level))
         m = len(ends) // 2 - 1
         for i in np.flatnonzero(levels == level):
             place = coder.place(ends)
@@ -389,15 +595,24 @@ def decode_symbols(payload: bytes, levels: np.ndarray) -> np.ndarray:
             if place == 2 * m + 1:
                 escaped.append((i, m))
     for i, m in escaped:
-        sign, length = coder.bit(), 1
-        while not coder.bit():
-            length += 1
-            refuse_if(length > 31, "symbols")
-        excess = 1
-        for _ in range(length - 1):
-            excess = 2 * excess + coder.bit()
-        symbols[i] = -(m + excess) if sign else m + excess
+        symbols[i] = read_escape(coder, m)
     return symbols
+
+
+def read_escape(coder: RangeDecoder, m: int) -> int:
+    sign, length = coder.bit(), 1
+    while not coder.bit():
+        length += 1
+        refuse_if(length > 31, "symbols")
+    excess = 1
+    for _ in range(length - 1):
+        excess = 2 * excess + coder.bit()
+    return -(m + excess) if sign else m + excess
+
+
+@cache
+def ends_of(level: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts_of(level))])
 
 
 # ---------------------------------------------------------------------------- Strümpler

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from bases import tiny_base
+from bases import tiny_base, tiny_grid_base
 from conftest import photograph
 
 from inrjax import bitstream, decoding, trees
@@ -28,6 +28,7 @@ from inrjax.codecs import (
     Jpeg,
     Jpeg2000,
     JpegXl,
+    LatentGrid,
     MetaSiren,
     ModulatedSiren,
     MozJpeg,
@@ -40,6 +41,7 @@ from inrjax.codecs import (
     decode_stream,
     describe,
 )
+from inrjax.grids import GridBase, save_grid_base
 from inrjax.init import Init, flat_init, packaged_widths, save_init
 from inrjax.nets.siren import Encoding, Siren
 from inrjax.quantize import Quantized
@@ -62,6 +64,8 @@ COIN = Coin(8, 2, STEPS, points_per_step=POINTS)
 META = MetaSiren(8, STEPS, init=small_init(8), points_per_step=POINTS)
 PRODUCT = ProductSiren(8, 8, 2, STEPS, 6, init=META.init, points_per_step=POINTS)
 MODULATED = ModulatedSiren(tiny_base(), inner_steps=3)
+GRID_BASE = tiny_grid_base()
+LATENT_GRID = LatentGrid(20, iterations=3, base=GRID_BASE)
 FEW = {"points_per_step": POINTS, "rounding_steps": 6, "retraining_steps": 4}
 BASIC = StrumplerBasic(8, 8, STEPS, **FEW)
 STRUMPLER_META = StrumplerMeta(8, 7, STEPS, init=META.init, **FEW)
@@ -74,6 +78,7 @@ TABLE = {
     "strumpler-meta": (STRUMPLER_META, replace(STRUMPLER_META, num_bits=4)),
     "product-siren": (PRODUCT, replace(PRODUCT, num_centroids=2)),
     "modulated-siren": (MODULATED, replace(MODULATED, bits=2)),
+    "latent-grid": (LATENT_GRID, replace(LATENT_GRID, step=40)),
     "jpeg": (Jpeg(30, optimize=False), Jpeg(3, optimize=False)),
     "jpeg-optimized": (Jpeg(30, optimize=True), Jpeg(3, optimize=True)),
     "jpeg-progressive": (Jpeg(30, True, progressive=True), Jpeg(3, True, progressive=True)),
@@ -130,7 +135,7 @@ def encoded(name: str) -> dict[str, bytes]:
     return dict(zip(IMAGES, codec.encode(list(IMAGES.values())), strict=True))
 
 
-def init_of(name: str) -> Init | Base | None:
+def init_of(name: str) -> Init | Base | GridBase | None:
     """What `decode_stream` needs beside the stream."""
     codec, _ = TABLE[name]
     return getattr(codec, "init", None) or getattr(codec, "base", None)
@@ -265,13 +270,15 @@ import json, pathlib, pickle, sys
 import numpy as np
 from inrjax.codecs import decode_stream, load_shared
 folder = pathlib.Path(sys.argv[1])
-init, base, images = load_shared(folder / "init.npz"), load_shared(folder / "base.npz"), {}
+init, base, grid = (load_shared(folder / f"{name}.npz") for name in ("init", "base", "grid"))
+shared, images = {"modulated-siren": base, "latent-grid": grid}, {}
 classic = pickle.loads((folder / "classic.pickle").read_bytes())  # at other rates than the files'
 for path in sorted((folder / "streams").iterdir()):
     data = path.read_bytes()
-    own = classic.get(path.name.partition("_")[0])
+    name = path.name.partition("_")[0]
+    own = classic.get(name)
     images[path.name] = own.decode([data])[0] if own else decode_stream(
-        data, base if path.name.startswith("modulated") else init
+        data, shared.get(name, init)
     )
 np.savez(folder / "images.npz", **images)
 print(json.dumps([m for m in ("jax", "flax", "optax", "matplotlib", "scipy") if m in sys.modules]))
@@ -285,6 +292,7 @@ def elsewhere(tmp_path_factory):
     (folder / "streams").mkdir()
     save_init(folder / "init.npz", META.init)
     save_base(folder / "base.npz", MODULATED.base)
+    save_grid_base(folder / "grid.npz", GRID_BASE)
     classic = {name: lower or codec for name, (codec, lower) in TABLE.items() if name not in INR}
     (folder / "classic.pickle").write_bytes(pickle.dumps(classic))
     for name, (codec, _) in TABLE.items():
@@ -358,16 +366,26 @@ def test_an_unknown_init_is_named_by_its_digest(name):
     assert describe(encoded(name)["odd"], META.init).init_digest == digest
 
 
-def test_an_unknown_base_is_named_by_its_digest():
-    digest, stream = MODULATED.base.digest[:4].hex(), encoded("modulated-siren")["odd"]
-    other = ModulatedSiren(tiny_base(seed=1))
-    lacking = (ModulatedSiren().decode, other.decode)
-    for decode in (decode_stream, describe, *(lambda data, d=d: d([data]) for d in lacking)):
+@pytest.mark.parametrize(
+    "name, lacking",
+    [
+        ("modulated-siren", (ModulatedSiren(), ModulatedSiren(tiny_base(seed=1)))),
+        ("latent-grid", (LatentGrid(), LatentGrid(base=tiny_grid_base(seed=1)))),
+    ],
+)
+def test_an_unknown_base_is_named_by_its_digest(name, lacking):
+    base, stream = TABLE[name][0].base, encoded(name)["odd"]
+    digest = base.digest[:4].hex()
+    others = [lambda data, d=codec.decode: d([data]) for codec in lacking]
+    for decode in (decode_stream, describe, *others):
         with pytest.raises(BitstreamError, match=f"base {digest}"):
             decode(stream)
+    assert describe(stream, base).init_digest == digest
+
+
+def test_there_is_no_packaged_base_of_modulated_sirens():
     with pytest.raises(ValueError, match="no base"):
         ModulatedSiren().encode([IMAGES["odd"]])
-    assert describe(stream, MODULATED.base).init_digest == digest
 
 
 def test_an_unknown_tag_is_named():
@@ -385,7 +403,8 @@ def test_a_stream_of_the_other_codec_is_refused_by_its_tag():
         "coin": BASIC,
         "strumpler-basic": STRUMPLER_META,
         "modulated-siren": PRODUCT,
-        "product-siren": MODULATED,
+        "product-siren": LATENT_GRID,
+        "latent-grid": MODULATED,
     }
     for other, codec in others.items():
         with pytest.raises(BitstreamError, match="tag"):
@@ -611,6 +630,12 @@ def test_the_parts_of_a_strumpler_fit_can_be_left_out():
         lambda: ModulatedSiren(bits=1),
         lambda: ModulatedSiren(bits=9),
         lambda: ModulatedSiren(inner_steps=0),
+        lambda: LatentGrid(step=7),
+        lambda: LatentGrid(step=53),
+        lambda: LatentGrid(rate_weight=0.0),
+        lambda: LatentGrid(rate_weight=float("nan")),
+        lambda: LatentGrid(rate_weight=float("inf")),
+        lambda: LatentGrid(iterations=0),
     ],
 )
 def test_wrong_settings_are_refused_at_construction(make):

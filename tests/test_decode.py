@@ -109,9 +109,9 @@ def test_any_number_of_blas_threads_gives_the_same_bytes_and_jax_is_not_imported
 import hashlib, json, sys
 from pathlib import Path
 import inrjax.codecs
-from bases import tiny_base
+from bases import shared_of
 files = [Path(p).read_bytes() for p in {list(map(str, GOLDEN))}]
-images = [inrjax.codecs.decode_stream(data, tiny_base()) for data in files]
+images = [inrjax.codecs.decode_stream(data, shared_of(data)) for data in files]
 heavy = sorted({{"jax", "flax", "optax", "scipy", "matplotlib"}} & set(sys.modules))
 print(json.dumps([hashlib.sha256(i.tobytes()).hexdigest() for i in images] + heavy))
 """

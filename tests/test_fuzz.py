@@ -59,7 +59,8 @@ def test_half_of_the_streams_have_a_right_checksum() -> None:
         if one.repaired:  # the checksum is no longer what refuses it
             stream = bitstream.peek(one.data)
             try:
-                codec: Any = codecs.decoder(codecs.BY_TAG[stream.tag]().name, fuzz.SHARED)
+                name = codecs.BY_TAG[stream.tag]().name
+                codec: Any = codecs.decoder(name, fuzz.shared_of(one.data))
                 context = codec.context(stream)
             except BitstreamError:
                 continue

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bases import shared_of
 from golden import make
 
 from inrjax import codecs, decoding, metrics
@@ -69,7 +70,7 @@ def test_every_codec_has_all_sizes_of_this_version() -> None:
 def test_only_coin_has_no_symbols() -> None:
     """A codec whose coder is not seen by `make.decode` would be tested on its pixels alone."""
     without = {
-        codecs.describe(path.read_bytes(), make.BASE).codec
+        codecs.describe(path.read_bytes(), shared_of(path.read_bytes())).codec
         for path in GOLDEN
         if record_of(path)["symbols"] is None
     }
@@ -106,7 +107,7 @@ def refuses(path: Path, data: bytes) -> bool:
         if path.suffix == codecs.Fmm.suffix:
             codecs.Fmm().decode([data])
         else:
-            codecs.decode_stream(data, make.BASE)
+            codecs.decode_stream(data, shared_of(data))
     except BitstreamError:
         return True
     return False
@@ -155,9 +156,10 @@ def test_describe_refuses_what_the_decoder_refuses(path: Path) -> None:
     data = path.read_bytes()
     for at in range(0, len(data), 7):
         with pytest.raises(BitstreamError):
-            codecs.describe(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], make.BASE)
+            changed = data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+            codecs.describe(changed, shared_of(data))
         with pytest.raises(BitstreamError):
-            codecs.describe(data[:at], make.BASE)
+            codecs.describe(data[:at], shared_of(data))
 
 
 def test_the_matrix_of_versions_measures_this_python(tmp_path: Path) -> None:

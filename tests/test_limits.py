@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from bases import shared_of
 from golden import make
 
 from inrjax import bitstream, cli, codecs, decoding, entropy, images
@@ -22,14 +23,14 @@ from inrjax.types import BitstreamError
 
 ROOT = Path(__file__).parents[1]
 INR = [path for path in make.paths() if path.suffix == ".inr"]
-ONE_OF_EACH = {codecs.describe(path.read_bytes(), make.BASE).codec: path for path in INR}
+ONE_OF_EACH = {codecs.BY_TAG[bitstream.peek(path.read_bytes()).tag]().name: path for path in INR}
 every_codec = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
 def claiming(path: Path, height: int, width: int) -> bytes:
     """A file with its header's size changed and the checksum right."""
     stream = bitstream.peek(path.read_bytes())
-    codec: Any = codecs.decoder(codecs.BY_TAG[stream.tag]().name, make.BASE)
+    codec: Any = codecs.decoder(codecs.BY_TAG[stream.tag]().name, shared_of(path.read_bytes()))
     context = codec.context(stream)
     return bitstream.pack(stream.tag, height, width, stream.sections, context)
 
@@ -59,9 +60,9 @@ def test_the_limit_is_the_caller_s(name: str) -> None:
     data = ONE_OF_EACH[name].read_bytes()
     stream = bitstream.peek(data)
     pixels = stream.height * stream.width
-    assert codecs.decode_stream(data, make.BASE, max_pixels=pixels).size == 3 * pixels
+    assert codecs.decode_stream(data, shared_of(data), max_pixels=pixels).size == 3 * pixels
     with pytest.raises(BitstreamError, match="max_pixels"):
-        codecs.decode_stream(data, make.BASE, max_pixels=pixels - 1)
+        codecs.decode_stream(data, shared_of(data), max_pixels=pixels - 1)
 
 
 def test_the_limit_can_be_all_that_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +88,12 @@ LARGE = """
 import re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
 from pathlib import Path
-from bases import tiny_base
+from bases import shared_of
 from inrjax import codecs
 from inrjax.types import BitstreamError
 data = Path(sys.argv[1]).read_bytes()
 try:
-    print(*codecs.decode_stream(data, tiny_base(), max_pixels=1 << 21).shape)
+    print(*codecs.decode_stream(data, shared_of(data), max_pixels=1 << 21).shape)
 except BitstreamError:
     print("refused")
 print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -29,15 +29,12 @@ import numpy as np
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from bases import tiny_base  # noqa: E402
+from bases import shared_of, tiny_base, tiny_grid_base  # noqa: E402
 
-from inrjax import bitstream, codecs, datasets, entropy, metrics  # noqa: E402
+from inrjax import bitstream, codecs, datasets, entropy, grids, metrics  # noqa: E402
 from inrjax.codecs import fmm  # noqa: E402
 from inrjax.images import write_image  # noqa: E402
 from inrjax.types import Image  # noqa: E402
-
-BASE = tiny_base()
-"""What streams of ModulatedSiren need; decoders of other codecs leave it."""
 
 
 class Source(NamedTuple):
@@ -68,7 +65,8 @@ SMALL: dict[str, Callable[[], Any]] = {
     "strumpler-basic": lambda: codecs.StrumplerBasic(8, num_steps=300),
     "strumpler-meta": lambda: codecs.StrumplerMeta(24, num_steps=300),
     "product-siren": lambda: codecs.ProductSiren(24, 32, num_steps=300, tune_steps=100),
-    "modulated-siren": lambda: codecs.ModulatedSiren(BASE),
+    "modulated-siren": lambda: codecs.ModulatedSiren(tiny_base()),
+    "latent-grid": lambda: codecs.LatentGrid(base=tiny_grid_base()),
 }
 """Codecs with other settings than their defaults, for small files."""
 
@@ -93,12 +91,12 @@ def decode(path: Path) -> tuple[np.ndarray | None, Image]:
         return fmm.quotients(image).ravel(), image
     with ExitStack() as stack:
         seen = _watch_entropy(stack)
-        image = codecs.decode_stream(data, BASE)
+        image = codecs.decode_stream(data, shared_of(data))
     return (np.concatenate(seen) if seen else None), image
 
 
 def _watch_entropy(stack: ExitStack) -> list[np.ndarray]:
-    """A list that gets what `inrjax.entropy` decodes, until the stack is closed."""
+    """A list that gets what is decoded of symbols and latents, until the stack is closed."""
     seen: list[np.ndarray] = []
     depth = 0
 
@@ -116,9 +114,10 @@ def _watch_entropy(stack: ExitStack) -> list[np.ndarray]:
 
         return noted
 
-    for name, plain in list(vars(entropy).items()):
-        if name.startswith("decode") and callable(plain):
-            stack.enter_context(mock.patch.object(entropy, name, noting(plain)))
+    for module in (entropy, grids):
+        for name, plain in list(vars(module).items()):
+            if name.startswith("decode") and callable(plain):
+                stack.enter_context(mock.patch.object(module, name, noting(plain)))
     return seen
 
 

@@ -1,0 +1,682 @@
+"""Latent grids: wavelet, context models in integers, coder, fit, base files, and training."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from bases import tiny_grid_base
+from conftest import photograph
+
+from experiments import train_grid
+from inrjax import bitstream, context, decoding, entropy, gridfit, grids, gridtrain, images, trees
+from inrjax.codecs import LatentGrid, decode_stream, describe
+from inrjax.gridfit import Shared
+from inrjax.grids import GridBase
+from inrjax.nets.latent_grid import COLOUR, LatentGridNet, analyze, step_size, synthesize
+from inrjax.types import BitstreamError
+
+BASE = tiny_grid_base()
+NET = BASE.net
+SHARED = Shared(**BASE.approximate)
+
+
+def random_latents(
+    net: LatentGridNet, height: int, width: int, reach: float, seed: int = 0
+) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = net.latent_shapes(height, width)
+    return [np.rint(rng.laplace(0, reach, shape)).astype(np.int64) for shape in shapes]
+
+
+def wavelet_latents(image: np.ndarray, step: int) -> list[np.ndarray]:
+    coefficients = analyze(NET, image.astype(np.float32) / 255)
+    return [np.rint(own / step_size(step)).astype(np.int64) for own in coefficients]
+
+
+# ---------------------------------------------------------------------------- net and wavelet
+
+
+def test_steps_double_every_eight() -> None:
+    np.testing.assert_allclose(step_size(np.arange(8, 64)), 2 * step_size(np.arange(56)))
+    assert (step_size(0), step_size(40)) == (1 / 32, 1.0)
+
+
+def test_grids_halve_rounded_up() -> None:
+    net = LatentGridNet(3)
+    assert net.sizes(33, 65) == [(33, 65), (17, 33), (9, 17), (5, 9)]
+    assert net.latent_shapes(33, 65) == [(17, 33, 3), (9, 17, 9), (5, 9, 9), (5, 9, 3)]
+    assert LatentGridNet(7).latent_shapes(1, 1)[-1] == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"levels": 0}, {"levels": 8}, {"width": 0}, {"context_width": 0}]
+)
+def test_nets_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        LatentGridNet(**wrong)
+
+
+def linear_psnr(image: np.ndarray, levels: int, margin: int) -> float:
+    """Of analysis and synthesis by the start of training, in dB, ``margin`` pixels inside."""
+    net = LatentGridNet(levels, width=2, context_width=2)
+    synthesis: Any = jax.device_get(gridtrain.initial(net, 0).synthesis)
+    latents = [(own / step_size(10)).astype(np.float32) for own in analyze(net, image)]
+    sizes = net.sizes(*image.shape[:2])
+    image_hat = synthesize(net, synthesis, latents, 10, sizes, np, grids._convolve, np.sin)
+    error = (image_hat[: image.shape[0], : image.shape[1]] - image) ** 2
+    inside = error[margin : image.shape[0] - margin, margin : image.shape[1] - margin]
+    return float(-10 * np.log10(inside.mean()))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (49, 63), (50, 75)])
+def test_training_starts_at_the_wavelet_which_loses_nothing(size: tuple[int, int]) -> None:
+    """Grey pictures: the finest colour details are not sent. Filters at the border see repeated
+    values on both sides, which is not the wavelet's own extension: a little is lost there."""
+    grey = np.repeat(photograph(*size)[..., :1], 3, axis=-1) / 255
+    assert linear_psnr(grey, levels=1, margin=8) > 90
+    assert linear_psnr(grey, levels=2, margin=14) > 90
+    assert linear_psnr(grey, levels=2, margin=0) > 30
+
+
+def test_colours_are_an_orthonormal_basis() -> None:
+    np.testing.assert_allclose(COLOUR @ COLOUR.T, np.eye(3), atol=1e-12)
+
+
+def test_a_constant_picture_has_no_details() -> None:
+    *details, low = analyze(NET, np.broadcast_to([0.2, 0.5, 0.9], (19, 23, 3)))
+    assert all(np.abs(own).max() < 1e-9 for own in details)
+    np.testing.assert_allclose(low, np.broadcast_to(low[0, 0], low.shape))
+
+
+# ---------------------------------------------------------------------------- context models
+
+
+def test_magnitudes_rise_and_are_exact_at_powers_of_two() -> None:
+    values = context.magnitude(np, np.arange(context.LARGEST + 10))
+    assert (np.diff(values[: context.LARGEST + 1]) >= 0).all() and values[0] == 0
+    assert (values[context.LARGEST :] == values[context.LARGEST]).all()
+    powers = np.arange(15)
+    np.testing.assert_array_equal(values[2**powers - 1], 64 * powers)
+    exact = 64 * np.log2(1 + np.arange(context.LARGEST + 1))
+    assert np.abs(values[: context.LARGEST + 1] - exact).max() < 6.6  # the chord's most, and 1
+    np.testing.assert_array_equal(values, np.rint(values))
+    np.testing.assert_array_equal(context.magnitude(np, -np.arange(50)), values[:50])
+
+
+def slow_levels(weights: Any, features: Sequence[int]) -> list[int]:
+    """`context.levels` of one row, in Python's integers."""
+
+    def layer(row: Sequence[int], number: int) -> list[int]:
+        matrix = [[int(w) for w in line] for line in weights[f"weight{number}"]]
+        bias = [int(b) for b in weights[f"bias{number}"]]
+        return [
+            sum(x * line[o] for x, line in zip(row, matrix, strict=True)) + b
+            for o, b in enumerate(bias)
+        ]
+
+    hidden = [min(max(value >> 8, 0), 1 << 16) for value in layer(features, 1)]
+    hidden = [min(max(value >> 10, 0), 1 << 16) for value in layer(hidden, 2)]
+    return [min(max((value + (1 << 15) >> 16) + 16, 0), 63) for value in layer(hidden, 3)]
+
+
+def extreme_weights(rng: np.random.Generator, name: str, share: float) -> dict[str, np.ndarray]:
+    """Integers up to a share of the largest that `context.check_integers` lets pass."""
+    weights = {}
+    for leaf, shape in context.shapes(NET)[name].items():
+        limit = int(share * (1 << (40 if leaf.startswith("bias") else 17)))
+        weights[leaf] = rng.integers(-limit, limit + 1, shape).astype(np.float64)
+    assert context.check_integers(weights)
+    return weights
+
+
+@pytest.mark.parametrize("name", context.context_names(NET))
+@pytest.mark.parametrize("share", [1.0, 1e-2, 1e-4, None])
+def test_levels_are_those_of_integers_in_any_order(name: str, share: float | None) -> None:
+    rng = np.random.default_rng(0)
+    weights = BASE.exact[name] if share is None else extreme_weights(rng, name, share)
+    count = context.num_features(NET, name)
+    features = rng.integers(0, 897, (40, count))
+    features[:, -1] = rng.integers(-256, 249, 40)
+    features[:4] = [[0], [896], [896], [0]]
+    levels = context.levels(weights, features.astype(np.float64))
+    assert levels.tolist() == [slow_levels(weights, row) for row in features.tolist()]
+    order = rng.permutation(count)
+    turned = {**weights, "weight1": weights["weight1"][order]}
+    np.testing.assert_array_equal(
+        context.levels(turned, features[:, order].astype(np.float64)), levels
+    )
+
+
+@pytest.mark.parametrize("name", context.context_names(NET))
+def test_float_models_are_within_a_quarter_octave_of_the_integers(name: str) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.integers(0, 400, (500, context.num_features(NET, name))).astype(np.float64)
+    features[:250] *= 0.1
+    features = np.rint(features)
+    exponents = context.scale_exponents(np, SHARED.context[name], features)
+    levels = context.levels(BASE.exact[name], features)
+    assert np.abs(levels - np.clip(4 * exponents + 16, 0, 63)).max() <= 1
+    assert len(np.unique(levels)) > 3
+
+
+def test_weights_in_fixed_point_are_exact() -> None:
+    for name, weights in BASE.models.items():
+        back = context.to_integers(context.from_integers(weights))
+        for leaf, values in weights.items():
+            np.testing.assert_array_equal(back[leaf], values, err_msg=f"{name}/{leaf}")
+
+
+def walked(latents: Sequence[np.ndarray], step: int) -> list[np.ndarray]:
+    """The level of every latent, in arrays as the latents, as the coder sees them."""
+    found: list[np.ndarray] = []
+
+    def note(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
+        found.append(levels)
+        return values
+
+    grids._walk(BASE, [own.copy() for own in latents], step, note)
+    calls, result = iter(found), [np.zeros(own.shape, int) for own in latents]
+    for component in range(3):
+        for row, column in grids._diagonals(*latents[-1].shape[:2]):
+            result[-1][row, column, component] = next(calls)
+    for level in reversed(range(NET.levels)):
+        for component in range(NET.components(level)):
+            bands = slice(3 * component, 3 * component + 3)
+            for row, column in grids._diagonals(*latents[level].shape[:2]):
+                result[level][row, column, bands] = next(calls)
+    assert next(calls, None) is None
+    return result
+
+
+def single(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [own.astype(np.float32) for own in latents]
+
+
+_distributions: Any = jax.jit(gridfit.distributions, static_argnums=0)
+
+
+@pytest.mark.parametrize("step", [12, 40])
+def test_the_estimate_has_the_coder_s_distributions(step: int) -> None:
+    """Whatever stands in a feature's place here must stand there: one misplaced neighbour, and
+    levels of real pictures are far apart."""
+    latents = wavelet_latents(photograph(37, 53), step)
+    width = latents[-1].shape[1]
+    models = _distributions(NET, SHARED.context, single(latents), np.float32(step), width)
+    for (_, exponents), levels in zip(models, walked(latents, step), strict=True):
+        assert np.abs(levels - np.clip(np.rint(4 * exponents + 16), 0, 63)).max() <= 1
+        assert len(np.unique(levels)) > 2
+
+
+@pytest.mark.parametrize("step", [12, 28])
+def test_the_estimate_is_near_the_bytes(step: int) -> None:
+    image = photograph(64, 64, seed=2)
+    latents = wavelet_latents(image, step)
+    target = gridfit.make_target(image)
+    estimate = float(gridfit.num_bits(NET, SHARED, single(latents), target, np.float32(step)))
+    assert sum(own.size for own in latents) > 3000
+    assert estimate == pytest.approx(8 * len(grids.encode_latents(BASE, latents, step)), rel=0.03)
+
+
+def test_every_place_is_visited_once_after_all_it_looks_at() -> None:
+    for height, width in ((1, 1), (1, 7), (7, 1), (2, 9), (6, 5)):
+        when = np.full((height + 2, width + 4), -1)
+        for number, (row, column) in enumerate(grids._diagonals(height, width)):
+            assert (when[row + 2, column + 2] == -1).all()
+            when[row + 2, column + 2] = number
+        inside = when[2:, 2 : width + 2]
+        assert (inside >= 0).all()
+        for row, column in context.CAUSAL:
+            other = when[2 + row : 2 + row + height, 2 + column : 2 + column + width]
+            assert (other < inside).all()
+
+
+# ---------------------------------------------------------------------------- latents and bytes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (33, 65)])
+@pytest.mark.parametrize("reach", [0.3, 30.0, 1e6])
+def test_latents_come_back_exactly(size: tuple[int, int], reach: float) -> None:
+    latents = random_latents(NET, *size, reach)
+    for own in latents:
+        own.flags.writeable = False
+    data = grids.encode_latents(BASE, latents, 30)
+    back = grids.decode_latents(BASE, data, *size, 30)
+    for own, other in zip(latents, back, strict=True):
+        np.testing.assert_array_equal(own, other)
+    assert not data.endswith(b"\0")
+
+
+@cache
+def five_levels() -> GridBase:
+    return tiny_grid_base(levels=5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (61, 40)])
+def test_latents_of_five_levels_come_back(size: tuple[int, int]) -> None:
+    latents = random_latents(five_levels().net, *size, 5.0)
+    for step in (0, 63):
+        data = grids.encode_latents(five_levels(), latents, step)
+        back = grids.decode_latents(five_levels(), data, *size, step)
+        for own, other in zip(latents, back, strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+def test_latents_beyond_the_limit_are_refused() -> None:
+    latents = random_latents(NET, 5, 5, 1.0)
+    latents[0][1, 1, 2] = -(1 << 24)
+    with pytest.raises(ValueError, match="16777216"):
+        grids.encode_latents(BASE, latents, 30)
+    latents[0][1, 1, 2] = (1 << 24) - 1
+    back = grids.decode_latents(BASE, grids.encode_latents(BASE, latents, 30), 5, 5, 30)
+    assert back[0][1, 1, 2] == (1 << 24) - 1
+
+
+def test_a_decoded_latent_beyond_the_limit_is_refused() -> None:
+    """A coder that does not look writes one; the decoder does."""
+    latents = random_latents(NET, 5, 5, 1.0)
+    latents[0][1, 1, 2] = 1 << 24
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grids, "_LARGEST_LATENT", 1 << 30)
+        data = grids.encode_latents(BASE, latents, 30)
+    with pytest.raises(BitstreamError, match="too large"):
+        grids.decode_latents(BASE, data, 5, 5, 30)
+
+
+def test_calls_of_the_coder_are_read_by_the_same_calls() -> None:
+    rng = np.random.default_rng(0)
+    encoder, calls = entropy.LaplaceEncoder(), []
+    for count, reach in ((1, 1.0), (0, 1.0), (7, 1e8), (300, 20.0), (40, 1e5)):
+        levels = rng.integers(0, entropy.NUM_LEVELS, count)
+        symbols = np.clip(rng.laplace(0, reach, count), -(2.0**30), 2.0**30).astype(np.int64)
+        encoder.put(symbols, levels)
+        calls.append((levels, symbols))
+    data = encoder.to_bytes()
+    for more in (b"", bytes(7)):  # what is beyond the end is 0
+        decoder = entropy.LaplaceDecoder(data + more)
+        for levels, symbols in calls:
+            np.testing.assert_array_equal(decoder.get(levels), symbols)
+
+
+def test_one_call_costs_what_the_symbols_cost() -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.integers(10, 40, 4000)
+    symbols = np.rint(rng.laplace(0, entropy.scale(levels))).astype(np.int64)
+    encoder = entropy.LaplaceEncoder()
+    encoder.put(symbols, levels)
+    cost = entropy.cost(symbols, entropy.Laplace(levels))
+    assert cost - 8 < 8 * len(encoder.to_bytes()) < cost * 1.001 + 64
+
+
+def test_zeros_at_the_end_take_no_bytes() -> None:
+    """The lower end of the range stays 0 while the first symbol of the table is coded."""
+    encoder = entropy.LaplaceEncoder()
+    lowest = -(len(entropy.counts(20)) // 2 - 1)
+    encoder.put(np.full(5, lowest), np.full(5, 20))
+    data = encoder.to_bytes()
+    assert not data.endswith(b"\0")
+    np.testing.assert_array_equal(entropy.LaplaceDecoder(data).get(np.full(5, 20)), [lowest] * 5)
+
+
+def test_a_symbol_beyond_the_coder_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected"):
+        entropy.LaplaceEncoder().put(np.array([1 << 31]), np.array([3]))
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 40, b"\xff" * 4, bytes(30) + b"\xff" * 9])
+def test_bytes_of_no_encoder_are_latents_or_refused(data: bytes) -> None:
+    try:
+        latents = grids.decode_latents(BASE, data, 20, 20, 30)
+        assert max(np.abs(own).max() for own in latents) < 1 << 24
+    except BitstreamError as error:
+        assert "damaged" in str(error)
+
+
+# ---------------------------------------------------------------------------- pixels
+
+
+_pixels: Any = jax.jit(gridfit.pixels, static_argnums=(0, 4))
+_padded: Any = jax.jit(gridfit.pixels, static_argnums=0)
+_improve: Any = jax.jit(gridfit.improve, static_argnums=0)
+
+
+@jax.jit
+def _loss(latents: Any, target: gridfit.Target, step: Any, lmbda: Any) -> Any:
+    bits = gridfit.num_bits(NET, SHARED, latents, target, step)
+    mse = gridfit.mse(NET, SHARED, latents, target, step)
+    return mse + lmbda * bits / (target.height * target.width)
+
+
+@pytest.mark.parametrize("step", [10, 44])
+def test_both_decoders_give_the_same_pixels(step: int) -> None:
+    """The fit's, in JAX, of padded arrays with garbage behind their true size, and the decoder's,
+    in numpy. A picture is of its own latents alone."""
+    image = photograph(37, 53)
+    latents = wavelet_latents(image, step)
+    there = images.to_uint8(grids.render(BASE, latents, step, 37, 53)).astype(int)
+    assert np.abs(there - image).mean() < 12  # it is a picture of it
+    rng = np.random.default_rng(0)
+    padded = []
+    for own, shape in zip(single(latents), NET.latent_shapes(64, 64), strict=True):
+        garbage = rng.normal(0, 1000, shape).astype(np.float32)
+        garbage[: own.shape[0], : own.shape[1]] = own
+        padded.append(garbage)
+    sizes = [tuple(np.int32(side) for side in size) for size in NET.sizes(37, 53)]
+    here = np.asarray(_padded(NET, SHARED, padded, np.float32(step), sizes))[:37, :53]
+    assert np.abs(images.to_uint8(here) - there).max() <= 1
+    exact = np.asarray(_pixels(NET, SHARED, single(latents), step, tuple(NET.sizes(37, 53))))
+    np.testing.assert_allclose(here, exact[:37, :53], atol=2e-5)
+
+
+def test_rows_at_a_time_are_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = random_latents(NET, 37, 53, 3.0)
+    whole = grids.render(BASE, latents, 20, 37, 53)
+    monkeypatch.setattr(grids, "_BLOCK_VALUES", 5000)
+    np.testing.assert_allclose(grids.render(BASE, latents, 20, 37, 53), whole, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- fits
+
+
+def test_a_fit_lowers_the_loss_and_leaves_what_is_beyond_the_picture() -> None:
+    image, step = photograph(37, 53, seed=3), np.float32(30)
+    lmbda = np.float32(gridfit.rate_weight(30))
+    target = gridfit.make_target(image)
+    latents: Any = gridfit.start(NET, target, step)
+    losses = [float(_loss(latents, target, step, lmbda))]
+    for number in range(6):
+        key = jax.random.key(number)
+        latents = _improve(NET, SHARED, latents, target, step, lmbda, key)
+        losses.append(float(_loss(latents, target, step, lmbda)))
+    assert losses[-1] < 0.98 * losses[0]
+    assert all(after < 1.02 * before for before, after in pairwise(losses))
+    for own, (rows, columns, _) in zip(latents, NET.latent_shapes(37, 53), strict=True):
+        own = np.array(own)
+        np.testing.assert_array_equal(own, np.rint(own))
+        own[:rows, :columns] = 0
+        assert not own.any()
+
+
+def test_more_weight_on_the_rate_is_a_smaller_file() -> None:
+    """And so is a larger step; both fit the picture less well."""
+    codec = LatentGrid(20, iterations=3, base=BASE)
+    image = photograph(37, 53)
+    by_codec = {}
+    for one in (codec, replace(codec, rate_weight=4.0), replace(codec, step=36)):
+        [stream] = one.encode([image])
+        [image_hat] = codec.decode([stream])
+        by_codec[one.setting] = len(stream), np.mean((image_hat - image.astype(float)) ** 2)
+    (size, error), *others = by_codec.values()
+    assert all(other[0] < size and other[1] > error for other in others)
+    assert list(by_codec) == [
+        "step=20_iterations=3", "step=20_weight=4_iterations=3", "step=36_iterations=3"
+    ]  # fmt: skip
+
+
+def test_a_fit_is_the_same_alone_in_a_batch_and_again() -> None:
+    codec = LatentGrid(24, iterations=2, base=BASE)
+    batch = [photograph(37, 53), photograph(1, 1), photograph(40, 9, seed=1)]
+    done: list[tuple[int, int]] = []
+    streams = codec.encode(batch, lambda *progress: done.append(progress))
+    assert streams == [codec.encode([image])[0] for image in batch]
+    assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_picture_that_is_too_large_is_refused() -> None:
+    image = np.broadcast_to(np.uint8(0), (4097, 4096, 3))
+    with pytest.raises(ValueError, match="4097 x 4096"):
+        LatentGrid(base=BASE).encode([image])
+
+
+# ---------------------------------------------------------------------------- streams
+
+
+def sections_of_one() -> list[bytes]:
+    latents = random_latents(NET, 9, 7, 2.0)
+    symbols = np.concatenate([own.ravel() for own in latents])
+    grid = decoding.symbol_check(symbols) + b"\x1e"
+    return [BASE.digest[:4], grid, grids.encode_latents(BASE, latents, 30)]
+
+
+def packed(sections: Sequence[bytes]) -> bytes:
+    return bitstream.pack(LatentGrid.tag, 9, 7, sections, BASE.digest)
+
+
+def test_the_context_is_the_digest_of_the_base() -> None:
+    data = packed(sections_of_one())
+    codec = LatentGrid(base=BASE)
+    assert codec.context(bitstream.peek(data)) == BASE.digest
+    assert describe(data, BASE).init_digest == BASE.digest[:4].hex()
+    assert decode_stream(data, BASE).shape == (9, 7, 3)
+    for other in (LatentGrid(), LatentGrid(base=tiny_grid_base(seed=1))):
+        with pytest.raises(BitstreamError, match=BASE.digest[:4].hex()):
+            other.context(bitstream.peek(data))
+
+
+@pytest.mark.parametrize(
+    "place, section",
+    [
+        (0, b""),
+        (0, BASE.digest[:3]),
+        (0, BASE.digest[:5]),
+        (0, b"\0\0\0\0"),
+        (1, b""),
+        (1, b"\0\0"),
+        (1, b"\0\0\x1e"),
+        (1, b"\0\0\x40"),
+        (1, b"\0\0\x1e\0"),
+        (2, b""),
+        (2, b"\xff" * 50),
+        (2, bytes(100)),
+    ],
+)
+def test_sections_that_cannot_be_are_refused(place: int, section: bytes) -> None:
+    sections = sections_of_one()
+    sections[place] = section
+    with pytest.raises(BitstreamError) as caught:
+        decode_stream(packed(sections), BASE)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_sections_is_refused() -> None:
+    for sections in (sections_of_one()[:2], [*sections_of_one(), b""]):
+        with pytest.raises(BitstreamError, match="sections"):
+            decode_stream(packed(sections), BASE)
+
+
+def test_a_pixel_that_is_no_number_is_refused() -> None:
+    leaves = dict(trees.leaves(BASE.synthesis))
+    huge = np.full_like(leaves["level0/kernel"], 6e4)
+    huge[..., ::2] = -6e4
+    colour = np.full_like(leaves["colour"], 6e4)
+    gain = np.full_like(leaves["low/gain"], 6e4)
+    names = {"colour": colour, "low/gain": gain, "level0/kernel": huge}
+    names["level1/kernel"] = np.full_like(leaves["level1/kernel"], 6e4)
+    base = GridBase(NET, trees.from_leaves(leaves | names), BASE.models)
+    latents = [np.full(s, (1 << 24) - 1) for s in NET.latent_shapes(5, 5)]
+    stream = LatentGrid(52, base=base).pack(photograph(5, 5), latents)
+    try:
+        assert decode_stream(stream, base).shape == (5, 5, 3)
+    except BitstreamError as error:
+        assert "NaN" in str(error)
+
+
+# ---------------------------------------------------------------------------- base files
+
+
+def base_file(path: Path, **changes: Any) -> Path:
+    """A file as `save_grid_base` writes it, with other arrays or fields of its header."""
+    header = {"format": grids.FORMAT, "net": asdict(NET), "info": {}, "digest": BASE.digest.hex()}
+    header |= {name: changes.pop(name) for name in list(changes) if name in header}
+    arrays = dict(trees.leaves({"models": BASE.models, "synthesis": BASE.synthesis})) | changes
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def test_a_base_comes_back_exactly(tmp_path: Path) -> None:
+    grids.save_grid_base(tmp_path / "a.npz", BASE)
+    back = grids.load_grid_base(tmp_path / "a.npz")
+    assert (back.digest, back.net, back.info) == (BASE.digest, BASE.net, BASE.info)
+    for tree, other in ((BASE.models, back.models), (BASE.synthesis, back.synthesis)):
+        for (path, leaf), (_, own) in zip(trees.leaves(tree), trees.leaves(other), strict=True):
+            assert leaf.dtype == own.dtype, path
+            np.testing.assert_array_equal(leaf, own)
+    assert grids.load_grid_base(base_file(tmp_path / "b.npz")).digest == BASE.digest
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_the_digest_is_of_all_that_a_decoder_uses_and_nothing_else() -> None:
+    assert tiny_grid_base().digest == BASE.digest
+    assert replace(BASE, info={"other": 1}).digest == BASE.digest
+    assert tiny_grid_base(seed=1).digest != BASE.digest
+    leaves = dict(trees.leaves(BASE.synthesis))
+    for path, leaf in leaves.items():
+        other = leaf.copy()
+        other.flat[-1] += 1
+        changed = replace(BASE, synthesis=trees.from_leaves(leaves | {path: other}))
+        assert changed.digest != BASE.digest, path
+
+
+LARGE = {"models/low0/predict": np.array([1 << 18, 0, 0, 0], np.int32)}
+NAN = {"synthesis/colour": np.full((3, 3), np.nan, np.float16)}
+OTHER = {"synthesis/colour": np.eye(3, dtype=np.float16)}
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"format": "inrjax-init-1"}, "format"),
+        ({"net": {"levels": 9, "width": 4, "context_width": 4}}, "levels"),
+        ({"net": {"levels": 3, "width": 4, "context_width": 4}}, "fit its net"),
+        ({"net": {"depth": 3}}, "depth"),
+        ({"synthesis/colour": np.zeros((2, 3), np.float16)}, "fit its net"),
+        ({"synthesis/more": np.zeros(3, np.float16)}, "fit its net"),
+        (NAN, "not finite"),
+        (LARGE, "too large"),
+        (OTHER, "digest"),
+        ({"digest": "00" * 32}, "digest"),
+    ],
+)
+def test_a_base_file_that_cannot_be_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    path = base_file(tmp_path / "wrong.npz", **changes)
+    with pytest.raises(ValueError, match=reason) as caught:
+        grids.load_grid_base(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_base_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    grids.save_grid_base(path, BASE)
+    data = path.read_bytes()
+    for damaged in (b"", data[: len(data) // 2], data[:-1], b"no archive" * 9, data[40:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.npz") as caught:
+            grids.load_grid_base(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"none\.npz is not a file"):
+        grids.load_grid_base(tmp_path / "none.npz")
+
+
+def test_integers_that_could_lose_a_bit_are_refused() -> None:
+    good = BASE.models["level0_0"]
+    assert context.check_integers(good)
+    for name, value in (("weight1", (1 << 17) + 1), ("bias1", (1 << 40) + 1), ("weight3", 0.5)):
+        wrong = np.array(good[name], np.float64)
+        wrong.flat[0] = value
+        assert not context.check_integers({**good, name: wrong})
+
+
+# ---------------------------------------------------------------------------- training
+
+
+CONFIG = gridtrain.GridTrainConfig(
+    net=LatentGridNet(2, 4, 4), num_steps=4, crops_per_step=2, learning_rate=1e-3
+)
+CROPS = np.stack([photograph(64, 64, seed) for seed in range(4)])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_training_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gridtrain, "CHECKPOINT_STEPS", 2)
+    losses: list[np.ndarray] = []
+    whole = gridtrain.train(CONFIG, CROPS, on_losses=losses.append)
+    assert [len(own) for own in losses] == [2, 4] and np.isfinite(losses[-1]).all()
+
+    def stop(done: int, total: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        gridtrain.train(CONFIG, CROPS, tmp_path, stop)
+    seen: list[tuple[int, int]] = []
+    again = gridtrain.train(CONFIG, CROPS, tmp_path, lambda *progress: seen.append(progress))
+    assert seen == [(4, 4)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole, again))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), gridtrain.initial(CONFIG.net, 0), whole)
+    assert min(jax.tree.leaves(moved)) > 0  # every array is learned
+    with pytest.raises(ValueError, match="run"):
+        gridtrain.train(CONFIG, CROPS[::-1], tmp_path)
+    base = grids.make_base(CONFIG.net, *whole, gridtrain.noted(CONFIG, CROPS, losses[-1]))
+    grids.save_grid_base(tmp_path / "grid.npz", base)
+    assert grids.load_grid_base(tmp_path / "grid.npz").info["num_crops"] == 4
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [
+        CROPS.astype(np.float32),
+        CROPS[:, :60, :60],
+        CROPS[:, :, :32],
+        CROPS[..., :1],
+        CROPS[0],
+        CROPS[:, :0, :0],
+        CROPS[:1],
+    ],
+)
+def test_crops_that_cannot_be_are_refused(crops: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        gridtrain.train(CONFIG, crops)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_steps": 0}, {"crops_per_step": 0}, {"inner_steps": 0}, {"first_step": 47},
+     {"first_step": -1}, {"last_step": 64}],
+)  # fmt: skip
+def test_wrong_settings_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        gridtrain.GridTrainConfig(**wrong)
+
+
+def test_crops_are_parts_of_all_pictures_in_turn() -> None:
+    """Each picture has one value, so that a crop says where it is from; one is too small."""
+    pictures = [np.full((40 + 3 * i, 50, 3), i, np.uint8) for i in range(3)]
+    pictures.append(np.full((20, 90, 3), 9, np.uint8))
+    crops = train_grid.cut(pictures, 6, 32, seed=0)
+    assert crops.shape == (6, 32, 32, 3) and crops.dtype == np.uint8
+    assert sorted(crops[:3, 0, 0, 0]) == [0, 1, 2]
+    np.testing.assert_array_equal(crops[:3], crops[3:])
+    one = photograph(33, 40)
+    for crop in train_grid.cut([one], 5, 32, seed=1):
+        places = [(r, c) for r in range(2) for c in range(9)]
+        assert any(np.array_equal(crop, one[r : r + 32, c : c + 32]) for r, c in places)
+    np.testing.assert_array_equal(train_grid.cut([one], 5, 32, 1), train_grid.cut([one], 5, 32, 1))
+    with pytest.raises(ValueError, match="91 x 91"):
+        train_grid.cut(pictures, 1, 91, seed=0)
