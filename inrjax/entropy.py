@@ -8,7 +8,7 @@ constants by multiplication, division and addition of integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,15 @@ from inrjax.types import BitstreamError
 
 if TYPE_CHECKING:
     import jax
+
+    # The package is one compiled module; typings/ has its types.
+    from constriction.stream.model import (  # pyright: ignore[reportMissingModuleSource]
+        Categorical,
+        Model,
+    )
+    from constriction.stream.queue import (  # pyright: ignore[reportMissingModuleSource]
+        RangeDecoder,
+    )
 
 NUM_LEVELS = 64
 """Levels of scale: b = 2^((level - 16) / 4) symbols, so 1/16 to about 3444."""
@@ -174,19 +183,19 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     return symbols
 
 
-def _coder() -> Any:
+def _coder():
     """constriction's stream coders; imported late, since a machine that only fits needs none."""
-    from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+    from constriction import stream  # pyright: ignore[reportMissingModuleSource]
 
     return stream
 
 
-def _decoder(data: bytes) -> Any:
+def _decoder(data: bytes) -> RangeDecoder:
     words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     return _coder().queue.RangeDecoder(words)
 
 
-def _groups(model: Laplace):
+def _groups(model: Laplace) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(level, its counts, the positions that have it), by rising level."""
     for level in np.flatnonzero(np.bincount(model.levels)):
         yield int(level), counts(int(level)), np.flatnonzero(model.levels == level)
@@ -199,22 +208,22 @@ def _to_index(symbols: np.ndarray, num_counts: int) -> tuple[np.ndarray, np.ndar
     return np.where(escaped, num_counts - 1, symbols + m), symbols[escaped]
 
 
-def _fresh_categorical(table: np.ndarray):
+def _fresh_categorical(table: np.ndarray) -> Categorical:
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
     return _coder().model.Categorical((table - 1).astype(np.float32), lazy=False, perfect=False)
 
 
 @lru_cache(maxsize=NUM_LEVELS)
-def _categorical_of(table: bytes):
+def _categorical_of(table: bytes) -> Categorical:
     return _fresh_categorical(np.frombuffer(table, np.int64))
 
 
-def _categorical(table: np.ndarray):
+def _categorical(table: np.ndarray) -> Categorical:
     return _categorical_of(table.tobytes())
 
 
-def _coin():
+def _coin() -> Model:
     return _coder().model.Uniform(2)
 
 
@@ -231,10 +240,10 @@ def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
     return 2 * num_bits
 
 
-def _decode_escapes(decoder, limits: Sequence[int]) -> list[int]:
+def _decode_escapes(decoder: RangeDecoder, limits: Sequence[int]) -> list[int]:
     """The escaped symbols in the order in which they were coded; ``limits``: m of each."""
     bits = _Bits(decoder)
-    symbols = []
+    symbols: list[int] = []
     for left, m in zip(range(len(limits) - 1, -1, -1), limits, strict=True):
         bits.least_later = _SHORTEST_ESCAPE * left
         negative = bits.take(1) == b"1"
@@ -255,7 +264,7 @@ class _Bits:
     one after the last impossible. ``least_later``: how many are, after those asked for.
     """
 
-    def __init__(self, decoder):
+    def __init__(self, decoder: RangeDecoder):
         self.least_later = 0
         self._decoder = decoder
         self._bits = b""
@@ -281,19 +290,20 @@ class _Bits:
     def _need(self, count: int) -> None:
         missing = self._at + count - len(self._bits)
         if missing > 0:
-            read = _guard(self._decoder.decode, _coin(), missing + self.least_later)
+            read = _read(self._decoder, _coin(), missing + self.least_later)
             self._bits = self._bits[self._at :] + (read + ord("0")).astype(np.uint8).tobytes()
             self._at = 0
 
 
-def _decode_places(decoder, table: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(_guard(decoder.decode, _categorical(table), size), np.int64)
+def _decode_places(decoder: RangeDecoder, table: np.ndarray, size: int) -> np.ndarray:
+    return _read(decoder, _categorical(table), size)
 
 
-def _guard(function, *args):
-    """The range decoder reports impossible data by assorted exceptions; name them all one."""
+def _read(decoder: RangeDecoder, model: Model, count: int) -> np.ndarray:
+    """The next places in a model, int64 (count,). The range decoder reports impossible data by
+    assorted exceptions; name them all one."""
     try:
-        return function(*args)
+        return np.asarray(decoder.decode(model, count), np.int64)
     except Exception as error:
         raise BitstreamError("the payload is damaged: no symbol fits its bits") from error
 
@@ -374,7 +384,8 @@ def unpack_table(data: bytes) -> Table:
         raise BitstreamError(f"the table of counts has {len(data)} bytes")
     lowest, size = int.from_bytes(data[:1], "big", signed=True), data[1] + 1
     text = "".join(f"{byte:08b}" for byte in data[2:])
-    levels, at, level = [], 0, 0
+    levels: list[int] = []
+    at, level = 0, 0
     for _ in range(size):
         value, at = _read_gamma(text, at)
         level += value // 2 if value % 2 else -(value // 2)
@@ -484,12 +495,13 @@ def encode_indices(arrays: Sequence[np.ndarray], model: Adaptive) -> bytes:
 
 def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
     """The int64 arrays that `encode_indices` was given; BitstreamError if they cannot be."""
-    decoder, arrays = _decoder(data), []
+    decoder = _decoder(data)
+    arrays: list[np.ndarray] = []
     for shape, size in zip(model.shapes, model.sizes, strict=True):
         array, seen = np.zeros(shape, np.int64), np.zeros(size, np.int64)
         for row in array if size > 1 else ():
             categorical = _fresh_categorical(adaptive_counts(seen))
-            row[:] = np.asarray(_guard(decoder.decode, categorical, len(row)), np.int64)
+            row[:] = _read(decoder, categorical, len(row))
             seen += np.bincount(row, minlength=size)
         arrays.append(array)
     return arrays
@@ -526,4 +538,4 @@ def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray
     """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
     be."""
     categorical = _fresh_categorical(np.asarray(table, np.int64))
-    return np.asarray(_guard(_decoder(data).decode, categorical, num_symbols), np.int64)
+    return _read(_decoder(data), categorical, num_symbols)
