@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import numpy as np
 
@@ -19,15 +19,8 @@ from inrjax.types import BitstreamError
 
 if TYPE_CHECKING:
     import jax
-
-    # The package is one compiled module; typings/ has its types.
-    from constriction.stream.model import (  # pyright: ignore[reportMissingModuleSource]
-        Categorical,
-        Model,
-    )
-    from constriction.stream.queue import (  # pyright: ignore[reportMissingModuleSource]
-        RangeDecoder,
-    )
+    from constriction import stream  # pyright: ignore[reportMissingModuleSource]
+    from jaxtyping import Float64, Int64, Integer, Shaped
 
 NUM_LEVELS = 64
 """Levels of scale: b = 2^((level - 16) / 4) symbols, so 1/16 to about 3444."""
@@ -67,7 +60,9 @@ def scale(level: Any) -> Any:
     return 2.0 ** ((np.asarray(level) - 16) / 4)
 
 
-def bits(symbols: jax.Array, scales: jax.Array) -> jax.Array:
+def bits(
+    symbols: Shaped[jax.Array | np.ndarray, " ..."], scales: Shaped[jax.Array | np.ndarray, " ..."]
+) -> Shaped[jax.Array, " ..."]:
     """Bits of each symbol under a Laplace distribution of the given scales; differentiable JAX.
 
     -log2 of the mass of [symbol - 1/2, symbol + 1/2], for real symbols too (Ballé et al. 2017,
@@ -89,7 +84,7 @@ def bits(symbols: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 @lru_cache(maxsize=NUM_LEVELS)
-def counts(level: int) -> np.ndarray:
+def counts(level: int) -> Int64[np.ndarray, " counts"]:
     """Integer counts, int64 (2 m + 2,), of the symbols -m..m, then of the escape; sum 2^24.
 
     m is the largest magnitude with a count of its own. A symbol beyond it is sent as an escape,
@@ -126,7 +121,7 @@ def cost(symbols: np.ndarray, model: Laplace) -> float:
     return float(sum(symbol_bits(symbols[where], level).sum() for level, _, where in groups))
 
 
-def symbol_bits(symbols: np.ndarray, level: int) -> np.ndarray:
+def symbol_bits(symbols: Integer[np.ndarray, " n"], level: int) -> Float64[np.ndarray, " n"]:
     """The ideal code length of each int symbol (n,) at one level, in bits, float64 (n,)."""
     table = counts(level)
     index, escaped = _to_index(np.asarray(symbols), len(table))
@@ -161,7 +156,7 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
     return _shorten(data, lambda cut: decode(cut, model, symbols.size), symbols)
 
 
-def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
+def decode(data: bytes, model: Laplace, num_symbols: int) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,); exactly those that `encode` was given.
 
     Raises:
@@ -190,7 +185,7 @@ def _coder():
     return stream
 
 
-def _decoder(data: bytes) -> RangeDecoder:
+def _decoder(data: bytes) -> stream.queue.RangeDecoder:
     words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     return _coder().queue.RangeDecoder(words)
 
@@ -201,29 +196,31 @@ def _groups(model: Laplace) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         yield int(level), counts(int(level)), np.flatnonzero(model.levels == level)
 
 
-def _to_index(symbols: np.ndarray, num_counts: int) -> tuple[np.ndarray, np.ndarray]:
+def _to_index(
+    symbols: Integer[np.ndarray, " n"], num_counts: int
+) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " escaped"]]:
     """Positions in the table of counts, and the symbols that need an escape."""
     m = num_counts // 2 - 1
     escaped = np.abs(symbols) > m
     return np.where(escaped, num_counts - 1, symbols + m), symbols[escaped]
 
 
-def _fresh_categorical(table: np.ndarray) -> Categorical:
+def _fresh_categorical(table: np.ndarray) -> stream.model.Categorical:
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
     return _coder().model.Categorical((table - 1).astype(np.float32), lazy=False, perfect=False)
 
 
 @lru_cache(maxsize=NUM_LEVELS)
-def _categorical_of(table: bytes) -> Categorical:
+def _categorical_of(table: bytes) -> stream.model.Categorical:
     return _fresh_categorical(np.frombuffer(table, np.int64))
 
 
-def _categorical(table: np.ndarray) -> Categorical:
+def _categorical(table: np.ndarray) -> stream.model.Categorical:
     return _categorical_of(table.tobytes())
 
 
-def _coin() -> Model:
+def _coin() -> stream.model.Model:
     return _coder().model.Uniform(2)
 
 
@@ -234,13 +231,13 @@ def _escape_bits(symbol: int, m: int) -> list[int]:
     return [int(symbol < 0), *[0] * (length - 1), *[int(b) for b in f"{excess:b}"]]
 
 
-def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
+def _escape_length(symbols: Integer[np.ndarray, " n"], m: int) -> Integer[np.ndarray, " n"]:
     """The number of `_escape_bits` of each symbol: a sign, and 2 n - 1 for n bits of excess."""
     _, num_bits = np.frexp((np.abs(symbols) - m).astype(np.float64))
     return 2 * num_bits
 
 
-def _decode_escapes(decoder: RangeDecoder, limits: Sequence[int]) -> list[int]:
+def _decode_escapes(decoder: stream.queue.RangeDecoder, limits: Sequence[int]) -> list[int]:
     """The escaped symbols in the order in which they were coded; ``limits``: m of each."""
     bits = _Bits(decoder)
     symbols: list[int] = []
@@ -256,6 +253,7 @@ _SHORTEST_ESCAPE = 2  # bits: a sign, and the gamma code of 1
 _LONGEST_GAMMA = 31  # binary digits
 
 
+@no_type_check
 class _Bits:
     """Bits of probability 1/2, as ASCII digits.
 
@@ -264,7 +262,7 @@ class _Bits:
     one after the last impossible. ``least_later``: how many are, after those asked for.
     """
 
-    def __init__(self, decoder: RangeDecoder):
+    def __init__(self, decoder: stream.queue.RangeDecoder):
         self.least_later = 0
         self._decoder = decoder
         self._bits = b""
@@ -295,11 +293,13 @@ class _Bits:
             self._at = 0
 
 
-def _decode_places(decoder: RangeDecoder, table: np.ndarray, size: int) -> np.ndarray:
+def _decode_places(decoder: stream.queue.RangeDecoder, table: np.ndarray, size: int) -> np.ndarray:
     return _read(decoder, _categorical(table), size)
 
 
-def _read(decoder: RangeDecoder, model: Model, count: int) -> np.ndarray:
+def _read(
+    decoder: stream.queue.RangeDecoder, model: stream.model.Model, count: int
+) -> Int64[np.ndarray, " {count}"]:
     """The next places in a model, int64 (count,). The range decoder reports impossible data by
     assorted exceptions; name them all one."""
     try:
@@ -353,7 +353,7 @@ def table_of(symbols: np.ndarray) -> Table:
     return Table(lowest, levels.astype(np.int64))
 
 
-def table_counts(table: Table) -> tuple[np.ndarray, np.ndarray]:
+def table_counts(table: Table) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
     """The values that occur, rising, and their integer counts, both int64 (m,); sum 2^24.
 
     Each has one count, and a share of the rest in proportion to its level's, rounded down; the
@@ -414,7 +414,9 @@ def encode_pooled(symbols: np.ndarray, table: Table) -> bytes:
     return _shorten(data, lambda cut: decode_pooled(cut, table, symbols.size), symbols)
 
 
-def decode_pooled(data: bytes, table: Table, num_symbols: int) -> np.ndarray:
+def decode_pooled(
+    data: bytes, table: Table, num_symbols: int
+) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,) that `encode_pooled` was given; BitstreamError if the data
     cannot be of this table."""
     values, shares = table_counts(table)
@@ -454,7 +456,7 @@ class Adaptive(NamedTuple):
     sizes: Sequence[int]
 
 
-def adaptive_counts(seen: np.ndarray) -> np.ndarray:
+def adaptive_counts(seen: Integer[np.ndarray, " size"]) -> Int64[np.ndarray, " size"]:
     """Counts, int64 (size,) of sum 2^24, from how often each index came before, int (size,).
 
     floor((seen + 1) 2^24 / (sum of seen + size)), and what is left goes to the first of the most
@@ -514,7 +516,7 @@ def _raveled(arrays: Sequence[np.ndarray]) -> np.ndarray:
 # ---------------------------------------------------------------------------- one static table
 
 
-def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
+def encode_table(symbols: np.ndarray, table: Integer[np.ndarray, " size"]) -> bytes:
     """The range-coded bytes of int symbols (n,), all under one table that both sides have.
 
     Args:
@@ -534,7 +536,9 @@ def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
     return _shorten(data, lambda cut: decode_table(cut, table, symbols.size), symbols)
 
 
-def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray:
+def decode_table(
+    data: bytes, table: Integer[np.ndarray, " size"], num_symbols: int
+) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
     be."""
     categorical = _fresh_categorical(np.asarray(table, np.int64))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -20,6 +24,44 @@ os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a
 os.environ["INRJAX_INITS"] = ""  # and neither are inits that the user added
 
 ROOT = Path(__file__).parents[1]
+
+CHECKED = (
+    "inrjax.entropy",
+    "inrjax.images",
+    "inrjax.metrics",
+    "inrjax.nets.siren",
+    "inrjax.product_quantization",
+    "inrjax.quantize",
+)
+"""Modules whose annotated types and shapes of arrays are checked at every call of a test."""
+
+
+def check_annotations() -> None:
+    """Import `CHECKED` with jaxtyping's hook. Their annotations need names that the package itself
+    imports for type checkers only, so that nobody who uses it needs jaxtyping."""
+    import checker  # noqa: F401
+    import constriction  # noqa: F401  first, without the flag below: not all packages stand it
+    import imageio.v3  # noqa: F401
+    import jax.numpy  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import scipy.ndimage  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    assert not set(CHECKED) & set(sys.modules), "imported before the hook"
+    typing.TYPE_CHECKING = True
+    try:
+        with install_import_hook(CHECKED, "checker.checker"):
+            for name in CHECKED:
+                importlib.import_module(name)
+    finally:
+        typing.TYPE_CHECKING = False
+
+
+check_annotations()
+
+# A first call of a checked function, or of a compiled one, takes longer than the others.
+hypothesis.settings.register_profile("inrjax", deadline=None)
+hypothesis.settings.load_profile("inrjax")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
