@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -57,11 +57,15 @@ def check_annotations() -> None:
         typing.TYPE_CHECKING = False
 
 
-check_annotations()
+# Neither is needed where experiments/golden_matrix.py runs a single test file.
+if importlib.util.find_spec("jaxtyping"):
+    check_annotations()
+if importlib.util.find_spec("hypothesis"):
+    import hypothesis
 
-# A first call of a checked function, or of a compiled one, takes longer than the others.
-hypothesis.settings.register_profile("inrjax", deadline=None)
-hypothesis.settings.load_profile("inrjax")
+    # A first call, of a function that is checked or compiled, takes longer than the others.
+    hypothesis.settings.register_profile("inrjax", deadline=None)
+    hypothesis.settings.load_profile("inrjax")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
