@@ -61,7 +61,8 @@ def scale(level: Any) -> Any:
 
 
 def bits(
-    symbols: Shaped[jax.Array | np.ndarray, " ..."], scales: Shaped[jax.Array | np.ndarray, " ..."]
+    symbols: Shaped[jax.Array | np.ndarray, " ..."],
+    scales: Shaped[jax.Array | np.ndarray, " ..."] | float,
 ) -> Shaped[jax.Array, " ..."]:
     """Bits of each symbol under a Laplace distribution of the given scales; differentiable JAX.
 

@@ -100,7 +100,7 @@ def _ycbcr_mses(image: Image, image_hat: Image) -> Float64[np.ndarray, " 3"]:
     return np.mean(errors * errors, axis=0)
 
 
-def _psnr_of(mses: np.ndarray) -> np.ndarray:
+def _psnr_of(mses: np.ndarray | np.float64) -> np.ndarray | np.float64:
     with np.errstate(divide="ignore"):
         return 10 * np.log10(PEAK**2 / mses)
 

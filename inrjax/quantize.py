@@ -74,7 +74,7 @@ def _round(path: str, values: Any, index: int) -> np.ndarray:
     symbols = np.rint(np.asarray(values, np.float64) / step_size(int(index)))
     if not np.all(np.abs(symbols) <= 1 << 30):
         raise ValueError(f"{path} cannot be quantised: not finite, or beyond 2^30 steps")
-    return symbols.astype(np.int32)
+    return np.asarray(symbols, np.int32)  # an array of no axes, too, where a sum is a scalar
 
 
 def dequantize(quantized: Quantized) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class Siren:
 
     def apply(self, params: Params, coords: Coords) -> Pixels:
         """The values at ``coords`` (..., in_dim), as (..., out_dim). Differentiable JAX code."""
-        columns = coords.reshape(-1, self.in_dim).T
+        import jax.numpy as jnp
+
+        columns = jnp.asarray(coords).reshape(-1, self.in_dim).T
         return self.apply_columns(params, columns).T.reshape(*coords.shape[:-1], self.out_dim)
 
     def apply_columns(
