@@ -21,7 +21,7 @@ import numpy as np
 from inrjax import trees
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64, Int64, Integer
+    from jaxtyping import Float, Float64, Int64, Integer, Shaped
 
 ROUNDS = 30
 """Rounds of k-means at most; it ends earlier where no index changes."""
@@ -49,8 +49,9 @@ def cut(
     return filled.reshape(out, -1, block)
 
 
-def join(pieces: np.ndarray, in_dim: int) -> np.ndarray:
-    """The inverse of `cut`: pieces (out, blocks, block) as a weight (out, in_dim)."""
+def join(pieces: Shaped[Any, "out blocks block"], in_dim: int) -> Shaped[Any, "out {in_dim}"]:
+    """The inverse of `cut`: pieces (out, blocks, block) as a weight (out, in_dim). Host or JAX
+    arrays."""
     return pieces.reshape(len(pieces), -1)[:, :in_dim]
 
 

@@ -144,7 +144,7 @@ def _best_index(path: str, values: Any, num_bits: int) -> int:
 
 
 def clipped(
-    values: Float[np.ndarray, "*shape"], step: float, num_bits: int
+    values: Float[np.ndarray, "*shape"], step: float | np.floating, num_bits: int
 ) -> Int32[np.ndarray, "*shape"]:
     """The symbols of values at a step, rounded and clipped to `symbol_range`, int32."""
     return np.clip(np.rint(values / step), *symbol_range(num_bits)).astype(np.int32)
