@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inrjax import datasets, gridtrain
+from inrjax import datasets, grids, gridtrain
 from inrjax.images import read_image
 
 LICENCE = (
@@ -58,11 +58,8 @@ def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> P
     def note_losses(new: np.ndarray) -> None:
         nonlocal losses
         losses = new
-        print(f"  loss {new[-100:].mean():.4f}", flush=True)
 
     shared = gridtrain.train(config.training, crops, checkpoints, _progress, note_losses)
-    from inrjax import grids
-
     info = gridtrain.noted(config.training, crops, losses) | {
         "command": f"python -m experiments.train_grid --num-steps {config.training.num_steps} "
         f"--num-crops {config.num_crops} --seed {config.training.seed}",

@@ -138,7 +138,8 @@ def _checksum(body: bytes, context: bytes) -> bytes:
 def _read_sections(body: bytes, at: int) -> tuple[bytes, ...]:
     if at >= len(body) or body[at] == 0:
         raise BitstreamError("the file is damaged: it claims no sections")
-    lengths, number = [], body[at]
+    lengths: list[int] = []
+    number = body[at]
     at += 1
     for _ in range(number - 1):
         length, at = _read_varint(body, at)
@@ -146,7 +147,7 @@ def _read_sections(body: bytes, at: int) -> tuple[bytes, ...]:
     lengths.append(len(body) - at - sum(lengths))
     if lengths[-1] < 0:
         raise BitstreamError("the file is damaged or truncated: its sections do not fit")
-    sections = []
+    sections: list[bytes] = []
     for length in lengths:
         sections.append(body[at : at + length])
         at += length

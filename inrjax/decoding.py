@@ -35,6 +35,19 @@ def check_images(batch: Sequence[Image]) -> None:
         bitstream.check_size(*image.shape[:2])
 
 
+def pack_each(
+    pack: Callable[[Image, Any], bytes], batch: Sequence[Image], fitted: Sequence[Any]
+) -> list[bytes]:
+    """``pack`` of each image and of what was fitted to it; a ValueError of it names the image."""
+    streams = []
+    for number, (image, one) in enumerate(zip(batch, fitted, strict=True), start=1):
+        try:
+            streams.append(pack(image, one))
+        except ValueError as error:
+            raise ValueError(f"image {number} of {len(batch)}: {error}") from error
+    return streams
+
+
 def check_sections(stream: bitstream.Stream, tag: int, num_sections: int) -> None:
     """Raises BitstreamError for a stream of another codec, or of another number of sections."""
     if stream.tag != tag:

@@ -8,10 +8,10 @@ constants by multiplication, division and addition of integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from inrjax.types import BitstreamError
 
 if TYPE_CHECKING:
     import jax
+    from constriction import stream  # pyright: ignore[reportMissingModuleSource]
+    from jaxtyping import Float64, Int64, Integer, Shaped
 
 NUM_LEVELS = 64
 """Levels of scale: b = 2^((level - 16) / 4) symbols, so 1/16 to about 3444."""
@@ -58,7 +60,10 @@ def scale(level: Any) -> Any:
     return 2.0 ** ((np.asarray(level) - 16) / 4)
 
 
-def bits(symbols: jax.Array, scales: jax.Array) -> jax.Array:
+def bits(
+    symbols: Shaped[jax.Array | np.ndarray, " ..."],
+    scales: Shaped[jax.Array | np.ndarray, " ..."] | float,
+) -> Shaped[jax.Array, " ..."]:
     """Bits of each symbol under a Laplace distribution of the given scales; differentiable JAX.
 
     -log2 of the mass of [symbol - 1/2, symbol + 1/2], for real symbols too (Ballé et al. 2017,
@@ -80,7 +85,7 @@ def bits(symbols: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 @lru_cache(maxsize=NUM_LEVELS)
-def counts(level: int) -> np.ndarray:
+def counts(level: int) -> Int64[np.ndarray, " counts"]:
     """Integer counts, int64 (2 m + 2,), of the symbols -m..m, then of the escape; sum 2^24.
 
     m is the largest magnitude with a count of its own. A symbol beyond it is sent as an escape,
@@ -117,7 +122,7 @@ def cost(symbols: np.ndarray, model: Laplace) -> float:
     return float(sum(symbol_bits(symbols[where], level).sum() for level, _, where in groups))
 
 
-def symbol_bits(symbols: np.ndarray, level: int) -> np.ndarray:
+def symbol_bits(symbols: Integer[np.ndarray, " n"], level: int) -> Float64[np.ndarray, " n"]:
     """The ideal code length of each int symbol (n,) at one level, in bits, float64 (n,)."""
     table = counts(level)
     index, escaped = _to_index(np.asarray(symbols), len(table))
@@ -152,7 +157,7 @@ def encode(symbols: np.ndarray, model: Laplace) -> bytes:
     return _shorten(data, lambda cut: decode(cut, model, symbols.size), symbols)
 
 
-def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
+def decode(data: bytes, model: Laplace, num_symbols: int) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,); exactly those that `encode` was given.
 
     Raises:
@@ -174,47 +179,49 @@ def decode(data: bytes, model: Laplace, num_symbols: int) -> np.ndarray:
     return symbols
 
 
-def _coder() -> Any:
+def _coder():
     """constriction's stream coders; imported late, since a machine that only fits needs none."""
-    from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+    from constriction import stream  # pyright: ignore[reportMissingModuleSource]
 
     return stream
 
 
-def _decoder(data: bytes) -> Any:
+def _decoder(data: bytes) -> stream.queue.RangeDecoder:
     words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
     return _coder().queue.RangeDecoder(words)
 
 
-def _groups(model: Laplace):
+def _groups(model: Laplace) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(level, its counts, the positions that have it), by rising level."""
     for level in np.flatnonzero(np.bincount(model.levels)):
         yield int(level), counts(int(level)), np.flatnonzero(model.levels == level)
 
 
-def _to_index(symbols: np.ndarray, num_counts: int) -> tuple[np.ndarray, np.ndarray]:
+def _to_index(
+    symbols: Integer[np.ndarray, " n"], num_counts: int
+) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " escaped"]]:
     """Positions in the table of counts, and the symbols that need an escape."""
     m = num_counts // 2 - 1
     escaped = np.abs(symbols) > m
     return np.where(escaped, num_counts - 1, symbols + m), symbols[escaped]
 
 
-def _fresh_categorical(table: np.ndarray):
+def _fresh_categorical(table: np.ndarray) -> stream.model.Categorical:
     # The library gives every symbol one count and shares out the rest in proportion. Passing
     # count - 1, which sums to that rest, makes its proportions exactly ours, in exact arithmetic.
     return _coder().model.Categorical((table - 1).astype(np.float32), lazy=False, perfect=False)
 
 
 @lru_cache(maxsize=NUM_LEVELS)
-def _categorical_of(table: bytes):
+def _categorical_of(table: bytes) -> stream.model.Categorical:
     return _fresh_categorical(np.frombuffer(table, np.int64))
 
 
-def _categorical(table: np.ndarray):
+def _categorical(table: np.ndarray) -> stream.model.Categorical:
     return _categorical_of(table.tobytes())
 
 
-def _coin():
+def _coin() -> stream.model.Model:
     return _coder().model.Uniform(2)
 
 
@@ -225,16 +232,16 @@ def _escape_bits(symbol: int, m: int) -> list[int]:
     return [int(symbol < 0), *[0] * (length - 1), *[int(b) for b in f"{excess:b}"]]
 
 
-def _escape_length(symbols: np.ndarray, m: int) -> np.ndarray:
+def _escape_length(symbols: Integer[np.ndarray, " n"], m: int) -> Integer[np.ndarray, " n"]:
     """The number of `_escape_bits` of each symbol: a sign, and 2 n - 1 for n bits of excess."""
     _, num_bits = np.frexp((np.abs(symbols) - m).astype(np.float64))
     return 2 * num_bits
 
 
-def _decode_escapes(decoder, limits: Sequence[int]) -> list[int]:
+def _decode_escapes(decoder: stream.queue.RangeDecoder, limits: Sequence[int]) -> list[int]:
     """The escaped symbols in the order in which they were coded; ``limits``: m of each."""
     bits = _Bits(decoder)
-    symbols = []
+    symbols: list[int] = []
     for left, m in zip(range(len(limits) - 1, -1, -1), limits, strict=True):
         bits.least_later = _SHORTEST_ESCAPE * left
         negative = bits.take(1) == b"1"
@@ -247,6 +254,7 @@ _SHORTEST_ESCAPE = 2  # bits: a sign, and the gamma code of 1
 _LONGEST_GAMMA = 31  # binary digits
 
 
+@no_type_check
 class _Bits:
     """Bits of probability 1/2, as ASCII digits.
 
@@ -255,7 +263,7 @@ class _Bits:
     one after the last impossible. ``least_later``: how many are, after those asked for.
     """
 
-    def __init__(self, decoder):
+    def __init__(self, decoder: stream.queue.RangeDecoder):
         self.least_later = 0
         self._decoder = decoder
         self._bits = b""
@@ -281,19 +289,22 @@ class _Bits:
     def _need(self, count: int) -> None:
         missing = self._at + count - len(self._bits)
         if missing > 0:
-            read = _guard(self._decoder.decode, _coin(), missing + self.least_later)
+            read = _read(self._decoder, _coin(), missing + self.least_later)
             self._bits = self._bits[self._at :] + (read + ord("0")).astype(np.uint8).tobytes()
             self._at = 0
 
 
-def _decode_places(decoder, table: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(_guard(decoder.decode, _categorical(table), size), np.int64)
+def _decode_places(decoder: stream.queue.RangeDecoder, table: np.ndarray, size: int) -> np.ndarray:
+    return _read(decoder, _categorical(table), size)
 
 
-def _guard(function, *args):
-    """The range decoder reports impossible data by assorted exceptions; name them all one."""
+def _read(
+    decoder: stream.queue.RangeDecoder, model: stream.model.Model, count: int
+) -> Int64[np.ndarray, " {count}"]:
+    """The next places in a model, int64 (count,). The range decoder reports impossible data by
+    assorted exceptions; name them all one."""
     try:
-        return function(*args)
+        return np.asarray(decoder.decode(model, count), np.int64)
     except Exception as error:
         raise BitstreamError("the payload is damaged: no symbol fits its bits") from error
 
@@ -343,7 +354,7 @@ def table_of(symbols: np.ndarray) -> Table:
     return Table(lowest, levels.astype(np.int64))
 
 
-def table_counts(table: Table) -> tuple[np.ndarray, np.ndarray]:
+def table_counts(table: Table) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
     """The values that occur, rising, and their integer counts, both int64 (m,); sum 2^24.
 
     Each has one count, and a share of the rest in proportion to its level's, rounded down; the
@@ -374,7 +385,8 @@ def unpack_table(data: bytes) -> Table:
         raise BitstreamError(f"the table of counts has {len(data)} bytes")
     lowest, size = int.from_bytes(data[:1], "big", signed=True), data[1] + 1
     text = "".join(f"{byte:08b}" for byte in data[2:])
-    levels, at, level = [], 0, 0
+    levels: list[int] = []
+    at, level = 0, 0
     for _ in range(size):
         value, at = _read_gamma(text, at)
         level += value // 2 if value % 2 else -(value // 2)
@@ -403,7 +415,9 @@ def encode_pooled(symbols: np.ndarray, table: Table) -> bytes:
     return _shorten(data, lambda cut: decode_pooled(cut, table, symbols.size), symbols)
 
 
-def decode_pooled(data: bytes, table: Table, num_symbols: int) -> np.ndarray:
+def decode_pooled(
+    data: bytes, table: Table, num_symbols: int
+) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,) that `encode_pooled` was given; BitstreamError if the data
     cannot be of this table."""
     values, shares = table_counts(table)
@@ -443,7 +457,7 @@ class Adaptive(NamedTuple):
     sizes: Sequence[int]
 
 
-def adaptive_counts(seen: np.ndarray) -> np.ndarray:
+def adaptive_counts(seen: Integer[np.ndarray, " size"]) -> Int64[np.ndarray, " size"]:
     """Counts, int64 (size,) of sum 2^24, from how often each index came before, int (size,).
 
     floor((seen + 1) 2^24 / (sum of seen + size)), and what is left goes to the first of the most
@@ -484,12 +498,13 @@ def encode_indices(arrays: Sequence[np.ndarray], model: Adaptive) -> bytes:
 
 def decode_indices(data: bytes, model: Adaptive) -> list[np.ndarray]:
     """The int64 arrays that `encode_indices` was given; BitstreamError if they cannot be."""
-    decoder, arrays = _decoder(data), []
+    decoder = _decoder(data)
+    arrays: list[np.ndarray] = []
     for shape, size in zip(model.shapes, model.sizes, strict=True):
         array, seen = np.zeros(shape, np.int64), np.zeros(size, np.int64)
         for row in array if size > 1 else ():
             categorical = _fresh_categorical(adaptive_counts(seen))
-            row[:] = np.asarray(_guard(decoder.decode, categorical, len(row)), np.int64)
+            row[:] = _read(decoder, categorical, len(row))
             seen += np.bincount(row, minlength=size)
         arrays.append(array)
     return arrays
@@ -502,7 +517,7 @@ def _raveled(arrays: Sequence[np.ndarray]) -> np.ndarray:
 # ---------------------------------------------------------------------------- one static table
 
 
-def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
+def encode_table(symbols: np.ndarray, table: Integer[np.ndarray, " size"]) -> bytes:
     """The range-coded bytes of int symbols (n,), all under one table that both sides have.
 
     Args:
@@ -522,11 +537,13 @@ def encode_table(symbols: np.ndarray, table: np.ndarray) -> bytes:
     return _shorten(data, lambda cut: decode_table(cut, table, symbols.size), symbols)
 
 
-def decode_table(data: bytes, table: np.ndarray, num_symbols: int) -> np.ndarray:
+def decode_table(
+    data: bytes, table: Integer[np.ndarray, " size"], num_symbols: int
+) -> Int64[np.ndarray, " {num_symbols}"]:
     """The int64 symbols (num_symbols,) that `encode_table` was given; BitstreamError if they cannot
     be."""
     categorical = _fresh_categorical(np.asarray(table, np.int64))
-    return np.asarray(_guard(_decoder(data).decode, categorical, num_symbols), np.int64)
+    return _read(_decoder(data), categorical, num_symbols)
 
 
 # ---------------------------------------------------------------------------- in several calls
@@ -582,7 +599,7 @@ class LaplaceDecoder:
         symbols = np.empty(len(levels), np.int64)
         for level, places in _runs(levels):
             size, model = _level_model(level)
-            index = np.asarray(_guard(self._decoder.decode, model, len(places)), np.int64)
+            index = _read(self._decoder, model, len(places))
             symbols[places] = index - (size // 2 - 1)
             escaped = places[index == size - 1]
             if len(escaped):

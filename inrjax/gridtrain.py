@@ -105,7 +105,8 @@ def train(
 
     Args:
       folder: where checkpoints go, and come from; None for none.
-      on_progress: counts outer steps. on_losses: called with the losses so far at checkpoints.
+      on_progress: counts outer steps. on_losses: called with all losses (num_steps,) at
+        the end.
 
     Raises:
       ValueError: other crops, checkpoints of another run, or a loss that is not finite.
@@ -139,8 +140,8 @@ def train(
             checkpoint.save(folder, done, jax.device_get(state), inputs)
         if on_progress is not None:
             on_progress(done, config.num_steps)
-        if on_losses is not None:
-            on_losses(losses)
+    if on_losses is not None:
+        on_losses(np.asarray(state.losses))
     return Shared(*jax.device_get(tuple(state.shared)))
 
 

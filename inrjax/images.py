@@ -21,6 +21,7 @@ from inrjax import trees
 from inrjax.types import Image
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32, Shaped, UInt8
     from PIL.Image import Image as PilImage
 
 SUFFIXES = frozenset(
@@ -133,14 +134,14 @@ def check_image(image: Image) -> None:
         )
 
 
-def to_float(image: np.ndarray) -> np.ndarray:
+def to_float(image: Shaped[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Uint8 values 0..255 as float32 in [0, 1], any shape."""
     if image.dtype != np.uint8:
         raise ValueError(f"got {image.dtype}, expected uint8")
     return image.astype(np.float32) / np.float32(255)
 
 
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
+def to_uint8(pixels: Shaped[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Values in [0, 1], any shape, as uint8: clipped, scaled by 255, rounded half up.
 
     The inverse of `to_float`. Raises ValueError for NaN, which is no colour.
@@ -151,7 +152,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(pixels, 0, 1) * pixels.dtype.type(255) + 0.5).astype(np.uint8)
 
 
-def coordinates(height: int, width: int) -> np.ndarray:
+def coordinates(height: int, width: int) -> Float32[np.ndarray, "{height}*{width} 2"]:
     """The (y, x) of pixel centres, float32 (height * width, 2) in [-1, 1], row by row."""
     if height < 1 or width < 1:
         raise ValueError(f"got {height} x {width} pixels, expected at least 1 x 1")
@@ -159,7 +160,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.stack(grid, axis=-1).reshape(-1, 2)
 
 
-def centres(count: int, part: slice = slice(None)) -> np.ndarray:
+def centres(count: int, part: slice = slice(None)) -> Float32[np.ndarray, " places"]:
     """The places of ``count`` pixels along an axis, float32 in [-1, 1]; of a part of them.
 
     Pixel i of n sits at (2 i + 1) / n - 1: the picture's edges are -1 and 1, a single pixel is 0.

@@ -6,11 +6,14 @@ All are computed on the host in float64, on uint8 images as a decoder returns th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from inrjax.types import Image
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, UInt8
 
 Values: TypeAlias = Sequence[float] | np.ndarray
 
@@ -89,7 +92,7 @@ def psnr_ycbcr(image: Image, image_hat: Image) -> float:
     return float(psnrs @ _YCBCR_WEIGHTS / _YCBCR_WEIGHTS.sum())
 
 
-def _ycbcr_mses(image: Image, image_hat: Image) -> np.ndarray:
+def _ycbcr_mses(image: Image, image_hat: Image) -> Float64[np.ndarray, " 3"]:
     """Mean squared errors of Y, Cb and Cr, (3,)."""
     _check_pair(image, image_hat)
     difference = np.asarray(image, np.int32) - image_hat
@@ -97,7 +100,7 @@ def _ycbcr_mses(image: Image, image_hat: Image) -> np.ndarray:
     return np.mean(errors * errors, axis=0)
 
 
-def _psnr_of(mses: np.ndarray) -> np.ndarray:
+def _psnr_of(mses: np.ndarray | np.float64) -> np.ndarray | np.float64:
     with np.errstate(divide="ignore"):
         return 10 * np.log10(PEAK**2 / mses)
 
@@ -209,12 +212,14 @@ def _check_sides(image: Image, shortest: int, name: str) -> None:
         )
 
 
-def _planes(image: Image) -> np.ndarray:
+def _planes(image: UInt8[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "3 height width"]:
     """Float64 (3, height, width), contiguous: the filters run along the last two axes."""
     return np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float64)
 
 
-def _blur(planes: np.ndarray) -> np.ndarray:
+def _blur(
+    planes: Float64[np.ndarray, "3 height width"],
+) -> Float64[np.ndarray, "3 height-10 width-10"]:
     """The Gaussian-weighted mean in every window inside the image: each side loses 10 pixels."""
     from scipy.ndimage import correlate1d
 
@@ -225,7 +230,9 @@ def _blur(planes: np.ndarray) -> np.ndarray:
     return correlate1d(correlate1d(planes, weights, axis=1)[:, edge], weights, axis=2)[..., edge]
 
 
-def _ssim_terms(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ssim_terms(
+    x: Float64[np.ndarray, "3 height width"], y: Float64[np.ndarray, "3 height width"]
+) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
     """Each channel's mean of the full SSIM map, and of its contrast-structure factor alone.
 
     The variances enter only as their sum, so four filtered images suffice instead of five.
@@ -239,7 +246,9 @@ def _ssim_terms(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (luminance * contrast_structure).mean((1, 2)), contrast_structure.mean((1, 2))
 
 
-def _halve(planes: np.ndarray) -> np.ndarray:
+def _halve(
+    planes: Float64[np.ndarray, "3 height width"],
+) -> Float64[np.ndarray, " 3 (height+1)//2 (width+1)//2"]:
     """2 x 2 means; a zero row or column goes before a side of odd length and counts in the mean."""
     _, height, width = planes.shape
     planes = np.pad(planes, ((0, 0), (height % 2, 0), (width % 2, 0)))

@@ -6,6 +6,7 @@ a few steps of SGD from zero, at a learned rate for each number of the latent (M
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -85,6 +86,9 @@ def fit_latent(
 GROUP = 64
 """Patches of one call of the compiled program; a list is filled up to a multiple of it."""
 
+RETRIES = 2
+"""Further tries of a patch whose latent diverged, each at a quarter of the inner rates."""
+
 
 def fit_latents(
     base: Base,
@@ -95,27 +99,61 @@ def fit_latents(
     """The latents, float32 (n, latent_dim), of each list of patches, under the base as stored.
 
     A patch's bits do not depend on its neighbours on a CPU: groups have one size, and their patches
-    are fitted one after the other. ``on_progress`` counts patches. Raises ValueError if a latent is
-    not finite.
+    are fitted one after the other. A patch whose latent is not finite is tried again at a quarter
+    of the base's rates, and a warning says so. ``on_progress`` counts patches. Raises ValueError,
+    which names the image, for a latent that is not finite at any rate.
     """
     counts = [len(own.pixels) for own in patches]
     if not sum(counts):
         return [np.zeros((0, base.latent_dim), np.float32) for _ in counts]
     pixels, weights = (np.concatenate(part) for part in zip(*patches, strict=True))
+    images = np.repeat(np.arange(len(counts)), counts)
+    latents = _fit_groups(base, 1.0, inner_steps, pixels, weights, on_progress)
+    for attempt in range(1, 1 + RETRIES):
+        bad = np.flatnonzero(~np.isfinite(latents).all(axis=1))
+        if not len(bad):
+            break
+        share = 0.25**attempt
+        warnings.warn(
+            f"the latents of {len(bad)} patches of image {_numbers(images[bad])} of {len(counts)} "
+            f"diverged: they are fitted again at {share} of the base's rates",
+            stacklevel=2,
+        )
+        latents[bad] = _fit_groups(base, share, inner_steps, pixels[bad], weights[bad], None)
+    bad = ~np.isfinite(latents).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"the latents of image {_numbers(images[bad])} of {len(counts)} diverged "
+            f"{1 + RETRIES} times: take fewer inner steps, or another base"
+        )
+    return np.split(latents, np.cumsum(counts)[:-1])
+
+
+def _numbers(images: np.ndarray) -> str:
+    return ", ".join(str(i + 1) for i in np.unique(images))
+
+
+def _fit_groups(
+    base: Base,
+    share: float,
+    inner_steps: int,
+    pixels: np.ndarray,
+    weights: np.ndarray,
+    on_progress: OnProgress | None,
+) -> np.ndarray:
+    """The latents of patches, float32 (n, latent_dim), at a share of the base's rates."""
     learned = learned_of(base)
+    learned = learned._replace(log_rates=learned.log_rates + np.float32(np.log(share)))
     coords, found = patch_coords(base.patch), []
+    program = _program(jax.default_backend())
     for first in range(0, len(pixels), GROUP):
         # Copies of the last patch fill up the last group.
         group = np.minimum(np.arange(first, first + GROUP), len(pixels) - 1)
-        program = _program(jax.default_backend())
         latents = program(base.net, inner_steps, learned, coords, pixels[group], weights[group])
         found.append(np.asarray(latents)[: len(pixels) - first])
         if on_progress is not None:
             on_progress(min(first + GROUP, len(pixels)), len(pixels))
-    latents = np.concatenate(found)
-    if not np.isfinite(latents).all():
-        raise ValueError("the latents diverged: take fewer inner steps, or another base")
-    return np.split(latents, np.cumsum(counts)[:-1])
+    return np.concatenate(found)
 
 
 def learned_of(base: Base) -> Learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -634,8 +635,8 @@ def fit_images(
 ) -> list[Params]:
     """The best params of each image.
 
-    A fit that diverges is tried again at a quarter of its learning rate. Raises ValueError if an
-    image diverges at every rate.
+    A fit that diverges is tried again at a quarter of its learning rate, and a warning says so; the
+    others keep their bits. Raises ValueError, which names the image, if one diverges at every rate.
     """
     params: dict[int, Params] = {}
     waiting = list(range(len(batch)))
@@ -647,11 +648,18 @@ def fit_images(
         waiting = [i for i in waiting if i not in params]
         if not waiting:
             return [params[i] for i in range(len(batch))]
-        slower = replace(fitting.optimizer, learning_rate=fitting.optimizer.learning_rate / 4)
-        fitting = fitting._replace(optimizer=slower)
+        rate = fitting.optimizer.learning_rate
+        if attempt < RETRIES:
+            numbers = ", ".join(str(i + 1) for i in waiting)
+            warnings.warn(
+                f"the fit of image {numbers} of {len(batch)} diverged at a learning rate of "
+                f"{rate:.1e}: it is tried again at {rate / 4:.1e}",
+                stacklevel=2,
+            )
+            fitting = fitting._replace(optimizer=replace(fitting.optimizer, learning_rate=rate / 4))
     raise ValueError(
         f"the fit of image {waiting[0] + 1} of {len(batch)} diverged {1 + RETRIES} times, the "
-        f"last at a learning rate of {4 * fitting.optimizer.learning_rate:.1e}: set a lower one"
+        f"last at a learning rate of {fitting.optimizer.learning_rate:.1e}: set a lower one"
     )
 
 

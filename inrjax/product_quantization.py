@@ -14,11 +14,14 @@ for all blocks is here one for each, so that columns of little effect may be coa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from inrjax import trees
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int64, Integer, Shaped
 
 ROUNDS = 30
 """Rounds of k-means at most; it ends earlier where no index changes."""
@@ -36,7 +39,9 @@ def num_blocks(in_dim: int, block: int) -> int:
     return -(-in_dim // block)
 
 
-def cut(weight: np.ndarray, block: int) -> np.ndarray:
+def cut(
+    weight: Float[np.ndarray, "out columns"], block: int
+) -> Float64[np.ndarray, "out -(-columns//{block}) {block}"]:
     """A weight (out, in) as pieces, float64 (out, blocks, block)."""
     out, in_dim = weight.shape
     filled = np.zeros((out, num_blocks(in_dim, block) * block))
@@ -44,12 +49,15 @@ def cut(weight: np.ndarray, block: int) -> np.ndarray:
     return filled.reshape(out, -1, block)
 
 
-def join(pieces: np.ndarray, in_dim: int) -> np.ndarray:
-    """The inverse of `cut`: pieces (out, blocks, block) as a weight (out, in_dim)."""
+def join(pieces: Shaped[Any, "out blocks block"], in_dim: int) -> Shaped[Any, "out {in_dim}"]:
+    """The inverse of `cut`: pieces (out, blocks, block) as a weight (out, in_dim). Host or JAX
+    arrays."""
     return pieces.reshape(len(pieces), -1)[:, :in_dim]
 
 
-def gram(inputs: np.ndarray, block: int) -> np.ndarray:
+def gram(
+    inputs: Float[np.ndarray, "columns n"], block: int
+) -> Float64[np.ndarray, "-(-columns//{block}) {block} {block}"]:
     """The second moments of each block of a layer's inputs (in, n): float64 (blocks, block, block).
 
     Inputs that only fill up the last block count as 0.
@@ -61,12 +69,20 @@ def gram(inputs: np.ndarray, block: int) -> np.ndarray:
     return blocks @ blocks.transpose(0, 2, 1) / count
 
 
-def objective(pieces: np.ndarray, grams: np.ndarray, product: Product) -> float:
+def objective(
+    pieces: Float[np.ndarray, "out blocks block"],
+    grams: Float[np.ndarray, "blocks block block"],
+    product: Product,
+) -> float:
     """The sum over all pieces (out, blocks, block) of (v - c)' G (v - c) (the paper's eq. 2)."""
     return float(_costs(pieces - product.centroids[product.indices], grams).sum())
 
 
-def assign(pieces: np.ndarray, grams: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def assign(
+    pieces: Float[np.ndarray, "out blocks block"],
+    grams: Float[np.ndarray, "blocks block block"],
+    centroids: Float[np.ndarray, "num_centroids block"],
+) -> Int64[np.ndarray, "out blocks"]:
     """The index of the cheapest centroid of each piece, int64 (out, blocks); ties to the lowest."""
     # v' G v is the same for all centroids.
     cross = np.einsum("obj,bij->obi", pieces, grams) @ centroids.T
@@ -75,8 +91,11 @@ def assign(pieces: np.ndarray, grams: np.ndarray, centroids: np.ndarray) -> np.n
 
 
 def update(
-    pieces: np.ndarray, grams: np.ndarray, indices: np.ndarray, num_centroids: int
-) -> np.ndarray:
+    pieces: Float[np.ndarray, "out blocks block"],
+    grams: Float[np.ndarray, "blocks block block"],
+    indices: Integer[np.ndarray, "out blocks"],
+    num_centroids: int,
+) -> Float64[np.ndarray, "{num_centroids} block"]:
     """The centroids (num_centroids, block) that minimise `objective` under these indices.
 
     Each is the Gram-weighted mean of its pieces; where the Gram matrices leave it free, the plain
@@ -96,8 +115,8 @@ def update(
 
 
 def kmeans(
-    pieces: np.ndarray,
-    grams: np.ndarray,
+    pieces: Float[np.ndarray, "out blocks block"],
+    grams: Float[np.ndarray, "blocks block block"],
     num_centroids: int,
     rng: np.random.Generator,
     rounds: int = ROUNDS,
@@ -145,7 +164,9 @@ def assemble(
     )
 
 
-def _costs(errors: np.ndarray, grams: np.ndarray) -> np.ndarray:
+def _costs(
+    errors: Float[np.ndarray, "out blocks block"], grams: Float[np.ndarray, "blocks block block"]
+) -> Float64[np.ndarray, "out blocks"]:
     """e' G e of errors (out, blocks, block), as (out, blocks)."""
     return np.einsum("obi,bij,obj->ob", errors, grams, errors, optimize=True)
 

@@ -11,6 +11,7 @@ from inrjax import trees
 
 if TYPE_CHECKING:
     import jax
+    from jaxtyping import Float, Int32, Shaped
 
 NUM_STEPS = 256
 """Step sizes of the ladder: 2^((index - 192) / 8), index 0..255, so 2^-24 to 2^7.9."""
@@ -73,7 +74,7 @@ def _round(path: str, values: Any, index: int) -> np.ndarray:
     symbols = np.rint(np.asarray(values, np.float64) / step_size(int(index)))
     if not np.all(np.abs(symbols) <= 1 << 30):
         raise ValueError(f"{path} cannot be quantised: not finite, or beyond 2^30 steps")
-    return symbols.astype(np.int32)
+    return np.asarray(symbols, np.int32)  # an array of no axes, too, where a sum is a scalar
 
 
 def dequantize(quantized: Quantized) -> dict[str, Any]:
@@ -87,14 +88,16 @@ def dequantize(quantized: Quantized) -> dict[str, Any]:
     )
 
 
-def add_noise(symbols: jax.Array, key: jax.Array) -> jax.Array:
+def add_noise(
+    symbols: Float[jax.Array, "*shape"], key: Shaped[jax.Array, " "]
+) -> Float[jax.Array, "*shape"]:
     """Uniform noise in [-1/2, 1/2) in place of rounding (Ballé et al. 2017, arXiv:1611.01704)."""
     import jax
 
     return symbols + jax.random.uniform(key, symbols.shape, minval=-0.5, maxval=0.5)
 
 
-def straight_through(symbols: jax.Array) -> jax.Array:
+def straight_through(symbols: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """Rounding whose derivative is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
     import jax
     import jax.numpy as jnp
@@ -140,7 +143,9 @@ def _best_index(path: str, values: Any, num_bits: int) -> int:
     return int(candidates[np.argmin(errors)])
 
 
-def clipped(values: np.ndarray, step: float, num_bits: int) -> np.ndarray:
+def clipped(
+    values: Float[np.ndarray, "*shape"], step: float | np.floating, num_bits: int
+) -> Int32[np.ndarray, "*shape"]:
     """The symbols of values at a step, rounded and clipped to `symbol_range`, int32."""
     return np.clip(np.rint(values / step), *symbol_range(num_bits)).astype(np.int32)
 
@@ -152,7 +157,7 @@ def clipped(values: np.ndarray, step: float, num_bits: int) -> np.ndarray:
 _GAMMA, _ZETA = -0.1, 1.1
 
 
-def soft_rounding(v: jax.Array) -> jax.Array:
+def soft_rounding(v: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """What is added to the floor of a symbol, in [0, 1]: the rectified sigmoid (eq. 23)."""
     import jax
     import jax.numpy as jnp
@@ -160,14 +165,14 @@ def soft_rounding(v: jax.Array) -> jax.Array:
     return jnp.clip(jax.nn.sigmoid(v) * (_ZETA - _GAMMA) + _GAMMA, 0, 1)
 
 
-def rounding_start(fraction: jax.Array) -> jax.Array:
+def rounding_start(fraction: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """The v whose `soft_rounding` is a fraction in [0, 1]: rounding starts as no rounding."""
     import jax.numpy as jnp
 
     return -jnp.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
 
 
-def rounding_penalty(v: jax.Array, beta: jax.Array) -> jax.Array:
+def rounding_penalty(v: Float[jax.Array, " ..."], beta: jax.Array | float) -> Float[jax.Array, " "]:
     """The regulariser (eq. 24), a sum over all v: 0 where each is rounded down or up.
 
     ``beta`` >= 1: the larger, the fewer of the undecided it reaches.
@@ -177,7 +182,7 @@ def rounding_penalty(v: jax.Array, beta: jax.Array) -> jax.Array:
     return jnp.sum(1 - jnp.abs(2 * soft_rounding(v) - 1) ** beta)
 
 
-def rounding_beta(share: jax.Array, first: float, last: float) -> jax.Array:
+def rounding_beta(share: jax.Array | float, first: float, last: float) -> jax.Array:
     """beta after a share in [0, 1] of the steps, from ``first`` to ``last`` along a cosine."""
     import jax.numpy as jnp
 

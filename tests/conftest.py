@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +24,48 @@ os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a
 os.environ["INRJAX_INITS"] = ""  # and neither are inits that the user added
 
 ROOT = Path(__file__).parents[1]
+
+CHECKED = (
+    "inrjax.entropy",
+    "inrjax.images",
+    "inrjax.metrics",
+    "inrjax.nets.siren",
+    "inrjax.product_quantization",
+    "inrjax.quantize",
+)
+"""Modules whose annotated types and shapes of arrays are checked at every call of a test."""
+
+
+def check_annotations() -> None:
+    """Import `CHECKED` with jaxtyping's hook. Their annotations need names that the package itself
+    imports for type checkers only, so that nobody who uses it needs jaxtyping."""
+    import checker  # noqa: F401
+    import constriction  # noqa: F401  first, without the flag below: not all packages stand it
+    import imageio.v3  # noqa: F401
+    import jax.numpy  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import scipy.ndimage  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    assert not set(CHECKED) & set(sys.modules), "imported before the hook"
+    typing.TYPE_CHECKING = True
+    try:
+        with install_import_hook(CHECKED, "checker.checker"):
+            for name in CHECKED:
+                importlib.import_module(name)
+    finally:
+        typing.TYPE_CHECKING = False
+
+
+# Neither is needed where experiments/golden_matrix.py runs a single test file.
+if importlib.util.find_spec("jaxtyping"):
+    check_annotations()
+if importlib.util.find_spec("hypothesis"):
+    import hypothesis
+
+    # A first call, of a function that is checked or compiled, takes longer than the others.
+    hypothesis.settings.register_profile("inrjax", deadline=None)
+    hypothesis.settings.load_profile("inrjax")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

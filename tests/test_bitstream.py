@@ -44,6 +44,17 @@ def test_round_trip_at_the_limits(size, number):
     assert bitstream.unpack(data) == bitstream.Stream(255, *size, (b"x" * 128,) * number)
 
 
+def test_the_limits_are_those_of_the_page():
+    """32 MiB and 2^26 pixels: another limit would be another format."""
+    overhead = len(bitstream.pack(1, 1, 1, [b""]))
+    assert len(bitstream.pack(1, 1, 1, [bytes(2**25 - overhead)])) == 2**25
+    with pytest.raises(ValueError, match="33554433 bytes"):
+        bitstream.pack(1, 1, 1, [bytes(2**25 - overhead + 1)])
+    bitstream.check_size(1, 2**26)
+    with pytest.raises(ValueError, match="pixels"):
+        bitstream.check_size(1, 2**26 + 1)
+
+
 def test_bytes_are_those_of_version_1():
     body = b"INR\x01\x07" + b"\xac\x02\x02" + b"\x03\x03\x00" + b"abc" + b"payload"
     crc = zlib.crc32(body, zlib.crc32(CONTEXT))

@@ -104,7 +104,7 @@ class Coin:
             seed=self.seed,
         )
         fitted = overfit.fit_images(images, fitting, jax.random.key(self.seed), on_progress)
-        return [self.pack(image, params) for image, params in zip(images, fitted, strict=True)]
+        return decoding.pack_each(self.pack, images, fitted)
 
     def pack(self, image: Image, params: Params) -> bytes:
         """The stream of fitted params, for an image of this size; ValueError beyond float16."""
@@ -212,7 +212,7 @@ class MetaSiren:
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
         fitted = self.fit(images, on_progress)
-        return [self.pack(image, learned) for image, learned in zip(images, fitted, strict=True)]
+        return decoding.pack_each(self.pack, images, fitted)
 
     def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
         """What is learned of each uint8 (height, width, 3) image: ``net`` (its params), and for

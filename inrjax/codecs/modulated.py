@@ -75,7 +75,7 @@ class ModulatedSiren:
         decoding.check_images(images)
         patches = [modulation.cut(image, self.base.patch) for image in images]
         latents = modulation.fit_latents(self.base, patches, self.inner_steps, on_progress)
-        return [self.pack(image, own) for image, own in zip(images, latents, strict=True)]
+        return decoding.pack_each(self.pack, images, latents)
 
     def pack(self, image: Image, latents: np.ndarray) -> bytes:
         """The stream of fitted latents (patches, latent_dim), for an image of this size."""

@@ -113,7 +113,7 @@ class ProductSiren:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
         first, second = _halves(on_progress)
         coded = self.quantize(images, self.fit(images, first), second)
-        return [self.pack(image, one) for image, one in zip(images, coded, strict=True)]
+        return decoding.pack_each(self.pack, images, coded)
 
     def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
         """The params fitted to each uint8 (height, width, 3) image: distortion alone."""

@@ -116,7 +116,7 @@ class StrumplerBasic:
         zeros = jax.tree.map(np.zeros_like, params)
         origin = overfit.Origin(params, None, zeros, np.float32(self.l1), key)
         coded = _fit(self, net, origin, images, on_progress)
-        return [self.pack(image, one) for image, one in zip(images, coded, strict=True)]
+        return decoding.pack_each(self.pack, images, coded)
 
     def pack(self, image: Image, coded: quantize.Quantized) -> bytes:
         """The stream of an image of this size whose params these are."""
@@ -210,7 +210,7 @@ class StrumplerMeta:
         key = jax.random.key(self.seed)
         origin = overfit.Origin(params, rates, params, np.float32(self.l1), key)
         coded = _fit(self, init.net, origin, images, on_progress)
-        return [self.pack(image, one) for image, one in zip(images, coded, strict=True)]
+        return decoding.pack_each(self.pack, images, coded)
 
     def pack(self, image: Image, coded: quantize.Quantized) -> bytes:
         """The stream of an image of this size, the distance of whose params from the init is

@@ -15,6 +15,7 @@ from inrjax.types import Coords, Params, Pixels
 
 if TYPE_CHECKING:
     import jax
+    from jaxtyping import Float, Float32
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Encoding:
         if self.num_frequencies < 1 or not 0 < self.ratio < np.inf:
             raise ValueError(f"got {self}, expected num_frequencies >= 1 and ratio > 0")
 
-    def angular(self) -> np.ndarray:
+    def angular(self) -> Float32[np.ndarray, " {self.num_frequencies}"]:
         """float32 (num_frequencies,): ratio^i * pi, i = 0, 1, ..."""
         return (np.pi * self.ratio ** np.arange(self.num_frequencies)).astype(np.float32)
 
@@ -106,17 +107,23 @@ class Siren:
 
     def apply(self, params: Params, coords: Coords) -> Pixels:
         """The values at ``coords`` (..., in_dim), as (..., out_dim). Differentiable JAX code."""
-        columns = coords.reshape(-1, self.in_dim).T
+        import jax.numpy as jnp
+
+        columns = jnp.asarray(coords).reshape(-1, self.in_dim).T
         return self.apply_columns(params, columns).T.reshape(*coords.shape[:-1], self.out_dim)
 
-    def apply_columns(self, params: Params, coords: jax.Array) -> jax.Array:
+    def apply_columns(
+        self, params: Params, coords: Float[jax.Array, "{self.in_dim} n"]
+    ) -> Float[jax.Array, "{self.out_dim} n"]:
         """`apply` on coords (in_dim, n), as (out_dim, n): the layout that is fast on a CPU."""
         h = coords
         for i in range(self.depth + 1):
             h = self.layer_columns(params, i, h)
         return h
 
-    def layer_columns(self, params: Params, index: int, h: jax.Array) -> jax.Array:
+    def layer_columns(
+        self, params: Params, index: int, h: Float[jax.Array, "in n"]
+    ) -> Float[jax.Array, "out n"]:
         """What layer ``index`` makes of its inputs (in, n), coords for the first: (out, n)."""
         from inrjax.nets.sine import sine
 
@@ -144,7 +151,9 @@ class Siren:
         products = [w @ part for w, part in zip(columns, parts, strict=True)]
         return products[0] + products[1] + products[2]
 
-    def apply_host(self, params: Params, coords: np.ndarray) -> np.ndarray:
+    def apply_host(
+        self, params: Params, coords: Float[np.ndarray, "n {self.in_dim}"]
+    ) -> Float32[np.ndarray, "n {self.out_dim}"]:
         """The numpy twin of `apply`, for coords (n, in_dim): (n, out_dim), float32.
 
         Works through the points in tiles, so that memory stays bounded; JAX need not be imported.
@@ -161,7 +170,9 @@ class Siren:
             out[start : start + size] = _finish_host(others, h, spare)[: len(tile)]
         return out
 
-    def apply_grid_host(self, params: Params, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def apply_grid_host(
+        self, params: Params, y: Float[np.ndarray, " m"], x: Float[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "m n {self.out_dim}"]:
         """`apply_host` at every pair of y (m,) and x (n,): (m, n, out_dim), float32.
 
         A file's pixels come from here. The first layer is a function of y plus one of x, so that
@@ -217,7 +228,7 @@ class Siren:
             for factor, layer in zip(factors, layers, strict=True)
         ]
 
-    def encode_host(self, coords: np.ndarray) -> np.ndarray:
+    def encode_host(self, coords: Float[np.ndarray, "dims n"]) -> Float32[np.ndarray, "features n"]:
         """Coords (dims, n) as the features of these dimensions, (features, n), float32."""
         coords = coords.astype(np.float32)
         if self.encoding is None:
