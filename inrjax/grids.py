@@ -148,24 +148,21 @@ def _parse(data: bytes, name: str) -> GridBase:
 
 
 @lru_cache(maxsize=1)
+def _packaged() -> dict[str, GridBase]:
+    """All packaged bases, present and retired, by file name; read once: decoders ask often."""
+    folder = resources.files("inrjax").joinpath(_FOLDER)
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return {e.name: _parse(e.read_bytes(), e.name) for e in entries if e.name.endswith(".npz")}
+
+
 def packaged_base() -> GridBase:
     """The base that files are written with unless another is given."""
-    folder = resources.files("inrjax").joinpath(_FOLDER)
-    return _parse(folder.joinpath(_DEFAULT).read_bytes(), _DEFAULT)
+    return _packaged()[_DEFAULT]
 
 
-@lru_cache(maxsize=8)
 def find_base(digest: bytes) -> GridBase | None:
     """The packaged base whose digest begins so, present or retired; None if there is none."""
-    folder = resources.files("inrjax").joinpath(_FOLDER)
-    if not folder.is_dir():
-        return None
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".npz"):
-            base = _parse(entry.read_bytes(), entry.name)
-            if base.digest.startswith(digest):
-                return base
-    return None
+    return next((b for b in _packaged().values() if b.digest.startswith(digest)), None)
 
 
 # ---------------------------------------------------------------------------- latents <-> bytes
