@@ -356,14 +356,14 @@ def _loss(latents: Any, target: gridfit.Target, step: Any, lmbda: Any) -> Any:
     return mse + lmbda * bits / (target.height * target.width)
 
 
-@pytest.mark.parametrize("step", [10, 44])
+@pytest.mark.parametrize("step", [10, 28])
 def test_both_decoders_give_the_same_pixels(step: int) -> None:
     """The fit's, in JAX, of padded arrays with garbage behind their true size, and the decoder's,
     in numpy. A picture is of its own latents alone."""
     image = photograph(37, 53)
     latents = wavelet_latents(image, step)
     there = images.to_uint8(grids.render(BASE, latents, step, 37, 53)).astype(int)
-    assert np.abs(there - image).mean() < 12  # it is a picture of it
+    assert np.abs(there - image).mean() < 15  # it is a picture of it
     rng = np.random.default_rng(0)
     padded = []
     for own, shape in zip(single(latents), NET.latent_shapes(64, 64), strict=True):
