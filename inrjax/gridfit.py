@@ -110,7 +110,7 @@ def _low_distribution(weights: Mapping[str, Any], low: Any, step: Any, width: An
         features = context.low_features(jnp, around, residuals, step, jnp.float32)
         exponents.append(context.scale_exponents(jnp, own, features))
         means.append(mean)
-        residuals.append(low[..., component] - jnp.round(mean))
+        residuals.append(low[..., component] - jnp.floor(mean + 0.5))  # as `context.predictions`
     return jnp.stack(means, axis=-1), jnp.concatenate(exponents, axis=-1)
 
 

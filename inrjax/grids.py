@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from inrjax import context, entropy, trees
-from inrjax.nets.latent_grid import MAX_STEP, LatentGridNet, synthesize
+from inrjax.nets.latent_grid import (
+    MAX_STEP,
+    REACH,
+    LatentGridNet,
+    level_params,
+    refine,
+    step_size,
+)
 from inrjax.types import BitstreamError, Params
 
 FORMAT = "inrjax-grid-1"
@@ -217,7 +224,8 @@ def _walk(base: GridBase, latents: list[np.ndarray], step: int, code: Code) -> N
     """
     net, low = base.net, latents[-1]
     _walk_low(base, low, step, code)
-    magnitudes = [np.zeros(own.shape, np.float32) for own in latents[:-1]]
+    # 16 bits hold a feature, of which there are tens for each latent.
+    magnitudes = [np.zeros(own.shape, np.int16) for own in latents[:-1]]
     for level in reversed(range(net.levels)):
         for component in range(net.components(level)):
             bands = slice(3 * component, 3 * component + 3)
@@ -231,7 +239,7 @@ def _walk_details(weights: Any, own: np.ndarray, known: np.ndarray, code: Code) 
     """Code one component's details (h, w, 3), in place; returns their magnitudes."""
     height, width, _ = own.shape
     reach, pitch = 2, width + 4
-    seen = np.zeros(((height + reach) * pitch, 3), np.float32)
+    seen = np.zeros(((height + reach) * pitch, 3), np.int16)
     offsets = np.array([row * pitch + column for row, column in context.CAUSAL])
     for row, column in _diagonals(height, width):
         place = (row + reach) * pitch + column + reach
@@ -276,12 +284,44 @@ def _diagonals(height: int, width: int):
 
 
 def render(base: GridBase, latents: Sequence[np.ndarray], step: int, height: int, width: int):
-    """Pixels float32 (height, width, 3), about in [0, 1], of int latents."""
-    values = [own.astype(np.float32) for own in latents]
+    """Pixels float32 (height, width, 3), about in [0, 1], of int latents.
+
+    As `inrjax.nets.latent_grid.synthesize`, block by block: a decoder is to hold little beside
+    latents and pixels.
+    """
+    synthesis, number = base.approximate["synthesis"], np.float32(step)
+    x = latents[-1].astype(np.float32) * (synthesis["low"]["gain"] * step_size(number))
     sizes = base.net.sizes(height, width)
-    synthesis = base.approximate["synthesis"]
-    image = synthesize(base.net, synthesis, values, np.float32(step), sizes, np, _convolve, np.sin)
-    return image[:height, :width]
+    for level in reversed(range(base.net.levels)):
+        finer = np.empty((*sizes[level], 3), np.float32)
+        part, z = level_params(synthesis, level), latents[level]
+        for block in _blocks(*z.shape[:2]):
+            # Beyond REACH nothing counts; where the grid ends, the wider block ends, too.
+            wider = tuple(slice(max(0, own.start - REACH), own.stop + REACH) for own in block)
+            here = z[wider].astype(np.float32)
+            values = refine(
+                part, level, x[wider], here, number, here.shape[:2], np, _convolve, np.sin
+            )
+            room = finer[tuple(slice(2 * own.start, 2 * own.stop) for own in block)]
+            top, left = (2 * (own.start - w.start) for own, w in zip(block, wider, strict=True))
+            room[:] = values[top : top + room.shape[0], left : left + room.shape[1]]
+        x = finer
+    for block in _blocks(height, width):
+        x[block] = x[block] @ synthesis["colour"] + np.float32(0.5)
+    return x
+
+
+_BLOCK_SIDE = 128
+
+
+def _blocks(height: int, width: int):
+    """(rows, columns), slices, of the blocks of a grid."""
+    for top in range(0, height, _BLOCK_SIDE):
+        for left in range(0, width, _BLOCK_SIDE):
+            yield (
+                slice(top, min(top + _BLOCK_SIDE, height)),
+                slice(left, min(left + _BLOCK_SIDE, width)),
+            )
 
 
 def _convolve(values: np.ndarray, kernel: np.ndarray, true: tuple[int, int]) -> np.ndarray:
@@ -302,7 +342,7 @@ def _convolve(values: np.ndarray, kernel: np.ndarray, true: tuple[int, int]) -> 
     return result
 
 
-_BLOCK_VALUES = 1 << 21
+_BLOCK_VALUES = 1 << 20
 
 
 def check_step(step: int) -> bool:

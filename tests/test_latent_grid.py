@@ -356,14 +356,14 @@ def _loss(latents: Any, target: gridfit.Target, step: Any, lmbda: Any) -> Any:
     return mse + lmbda * bits / (target.height * target.width)
 
 
-@pytest.mark.parametrize("step", [10, 44])
+@pytest.mark.parametrize("step", [10, 28])
 def test_both_decoders_give_the_same_pixels(step: int) -> None:
     """The fit's, in JAX, of padded arrays with garbage behind their true size, and the decoder's,
     in numpy. A picture is of its own latents alone."""
     image = photograph(37, 53)
     latents = wavelet_latents(image, step)
     there = images.to_uint8(grids.render(BASE, latents, step, 37, 53)).astype(int)
-    assert np.abs(there - image).mean() < 12  # it is a picture of it
+    assert np.abs(there - image).mean() < 15  # it is a picture of it
     rng = np.random.default_rng(0)
     padded = []
     for own, shape in zip(single(latents), NET.latent_shapes(64, 64), strict=True):
@@ -377,11 +377,18 @@ def test_both_decoders_give_the_same_pixels(step: int) -> None:
     np.testing.assert_allclose(here, exact[:37, :53], atol=2e-5)
 
 
-def test_rows_at_a_time_are_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    latents = random_latents(NET, 37, 53, 3.0)
-    whole = grids.render(BASE, latents, 20, 37, 53)
+@pytest.mark.parametrize("size", [(37, 53), (90, 1), (2, 90), (1, 1)])
+def test_blocks_make_up_the_picture(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any size, and rows of a convolution at a time: what all at once gives."""
+    latents, params = random_latents(NET, *size, 3.0), BASE.approximate["synthesis"]
+    sizes = NET.sizes(*size)
+    whole = synthesize(NET, params, single(latents), 20, sizes, np, grids._convolve, np.sin)
+    whole = whole[: size[0], : size[1]]
+    np.testing.assert_allclose(grids.render(BASE, latents, 20, *size), whole, atol=1e-5)
     monkeypatch.setattr(grids, "_BLOCK_VALUES", 5000)
-    np.testing.assert_allclose(grids.render(BASE, latents, 20, 37, 53), whole, atol=1e-5)
+    for side in (1, 3, 8):
+        monkeypatch.setattr(grids, "_BLOCK_SIDE", side)
+        np.testing.assert_allclose(grids.render(BASE, latents, 20, *size), whole, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- fits

@@ -164,9 +164,14 @@ class LatentGrid:
         decoding.require_symbols(_flat(latents), grid[: decoding.CHECK_BYTES])
         with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
             pixels = grids.render(base, latents, step, stream.height, stream.width)
-        if np.isnan(pixels).any():
-            raise BitstreamError("a pixel is NaN: the file is damaged")
-        return images.to_uint8(pixels)
+        image = np.empty(pixels.shape, np.uint8)
+        values, bytes_ = pixels.reshape(-1), image.reshape(-1)
+        for at in range(0, values.size, 1 << 20):  # little is held beside them
+            part = values[at : at + (1 << 20)]
+            if np.isnan(part).any():
+                raise BitstreamError("a pixel is NaN: the file is damaged")
+            bytes_[at : at + (1 << 20)] = images.to_uint8(part)
+        return image
 
 
 def _flat(latents: Sequence[np.ndarray]) -> np.ndarray:

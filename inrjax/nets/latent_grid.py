@@ -125,21 +125,40 @@ def synthesize(
     longer than those, with anything behind. Each result is cut to the first of its sizes by the
     caller.
     """
-    size, scaled = step_size(step), (step - 32) / 8
-    x = latents[-1] * (params["low"]["gain"] * size)
+    x = latents[-1] * (params["low"]["gain"] * step_size(step))
     for level in reversed(range(net.levels)):
         part, true = level_params(params, level), sizes[level + 1]
-        z = latents[level]
-        linear = xp.concatenate([x, z * (part["gain"] * size)], axis=-1)
-        y = convolve(linear, part["kernel"], true)
-        shape = (x - convolve(x, _box(xp, x), true)) / size
-        seen = xp.concatenate([_soft(xp, shape), _soft(xp, z), x * 2.0 ** -(level + 1)], axis=-1)
-        hidden = convolve(seen, part["weight1"], true) + part["bias1"] + scaled * part["step1"]
-        hidden = sine(hidden)
-        hidden = sine(hidden @ part["weight2"] + part["bias2"] + scaled * part["step2"])
-        x = _interleave(y + (hidden @ part["weight3"]) * size)
+        x = refine(part, level, x, latents[level], step, true, xp, convolve, sine)
         x = x[: latents[level - 1].shape[0], : latents[level - 1].shape[1]] if level else x
     return x @ params["colour"] + 0.5
+
+
+REACH = _HALF
+"""What `refine` gives for a latent depends on those so many rows and columns away, at most."""
+
+
+def refine(
+    part: Mapping[str, Any],
+    level: int,
+    x: Any,
+    z: Any,
+    step: Any,
+    true: tuple[Any, Any],
+    xp: Any,
+    convolve: Convolve,
+    sine: Callable[[Any], Any],
+) -> Any:
+    """Components (2 h, 2 w, 3) of the next finer resolution, of those of this one (h, w, 3), ``x``,
+    and of its details (h, w, bands), ``z``."""
+    size, scaled = step_size(step), (step - 32) / 8
+    linear = xp.concatenate([x, z * (part["gain"] * size)], axis=-1)
+    y = convolve(linear, part["kernel"], true)
+    shape = (x - convolve(x, _box(xp, x), true)) / size
+    seen = xp.concatenate([_soft(xp, shape), _soft(xp, z), x * 2.0 ** -(level + 1)], axis=-1)
+    hidden = convolve(seen, part["weight1"], true) + part["bias1"] + scaled * part["step1"]
+    hidden = sine(hidden)
+    hidden = sine(hidden @ part["weight2"] + part["bias2"] + scaled * part["step2"])
+    return _interleave(y + (hidden @ part["weight3"]) * size)
 
 
 def _soft(xp: Any, values: Any) -> Any:
