@@ -142,7 +142,7 @@ def bits() -> Figure:
     real = np.linspace(-8, 8, 801).astype(np.float32)
     for level, colour in ((8, GREEN), (16, BLUE), (22, RED)):
         scale = entropy.scale(level)
-        axes.plot(real, entropy.bits(real, np.float32(scale)), color=colour)
+        axes.plot(real, entropy.bits(real, float(scale)), color=colour)
         coded = entropy.symbol_bits(symbols, level)
         axes.plot(symbols, coded, "o", color=colour, markersize=4, label=f"scale {scale:.2f}")
     axes.set(xlabel="symbol", ylabel="bits", ylim=(0, 26))

@@ -404,7 +404,7 @@ def run(
     """Tune and measure every net under every optimiser; what is there already is kept."""
     folder = results.run_folder(root, config)
     note_provenance(folder)
-    rows = read_rows(folder / "rows.csv", Row)
+    rows = read_rows(folder / "scores.csv", Row)
     path = folder / "trials.json"
     trials = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for method, optimizer in product(config.methods, OPTIMIZERS):
@@ -417,7 +417,7 @@ def run(
         [psnrs] = fitted_psnrs(config, method.net, optimizer, list(crops.values()), choice)
         new = [Row(method.name, optimizer, *pair) for pair in zip(crops, psnrs, strict=True)]
         rows += new
-        write_rows(folder / "rows.csv", rows)
+        write_rows(folder / "scores.csv", rows)
         print(f"{method.name}, {optimizer}: {np.mean(psnrs):.2f} dB", flush=True)
     results.write_text(folder / "table.md", table(config, len(crops), rows, trials))
     return folder

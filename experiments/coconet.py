@@ -354,7 +354,7 @@ def run(
     """Choose and measure every method at both tasks; what is there already is kept."""
     folder = results.run_folder(root, config)
     note_provenance(folder)
-    rows = activations.read_rows(folder / "rows.csv", Row)
+    rows = activations.read_rows(folder / "scores.csv", Row)
     path = folder / "choices.json"
     chosen = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for task, (give, filters) in TASKS.items():
@@ -370,7 +370,7 @@ def run(
             results.write_json(path, chosen)
             psnrs = measure(list(reported.values()), choice)
             rows += [Row(task, name, *pair) for pair in zip(reported, psnrs, strict=True)]
-            activations.write_rows(folder / "rows.csv", rows)
+            activations.write_rows(folder / "scores.csv", rows)
             print(f"{task}, {name}: {np.mean(psnrs):.2f} dB, {choice.text}", flush=True)
     results.write_text(folder / "table.md", table(config, len(thumbnails), rows, chosen))
     plots.save(draw(config, chosen), folder / "steps")

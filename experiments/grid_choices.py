@@ -87,7 +87,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
         print(name, flush=True)
         curve = [replace(codec, step=step) for step in config.steps]
         rows[name] = evaluate(
-            curve, images, folder / safe_name(name), len(images), on_progress=print_progress()
+            curve,
+            images,
+            folder / safe_name(name),
+            batch_size=len(images),
+            on_progress=print_progress(),
         )
     results.write_text(folder / "table.md", table(config, rows))
     return folder

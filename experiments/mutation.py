@@ -262,7 +262,7 @@ def run(config: Config, chosen: list[Mutant], folder: Path, workers: int) -> Non
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
-    (folder / "table.md").write_text(table(outcomes(noted), chosen), "utf-8")
+    results.write_text(folder / "table.md", table(outcomes(noted), chosen))
 
 
 def _survives_unchanged(module: str, config: Config) -> bool:

@@ -66,12 +66,12 @@ def targets(config: Config) -> list[tuple[str, float, ratecontrol.Target]]:
 
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
-    """Measure, and write rows.csv, provenance.json and table.md."""
+    """Measure, and write files.csv, provenance.json and table.md."""
     if config.codec not in ("latent-grid", "meta-siren"):
         raise SystemExit(f"got codec {config.codec!r}, expected latent-grid or meta-siren")
     folder = results.run_folder(root, config)
     note_provenance(folder)
-    path = folder / "rows.csv"
+    path = folder / "files.csv"
     rows = _read(path)
     done = {(row["image"], row["target"], row["wanted"]) for row in rows}
     for name, image in images.items():

@@ -284,7 +284,7 @@ class Evaluate:
     codecs: Annotated[str, arg(metavar="NAME[,NAME...]")] = (
         "meta-siren,jpeg,jpeg-optimized,jpeg2000,webp"
     )
-    """Any of meta-siren, coin, product-siren, strumpler-basic, strumpler-meta, jpeg,
+    """Any of meta-siren, latent-grid, coin, product-siren, strumpler-basic, strumpler-meta, jpeg,
     jpeg-optimized, jpeg-progressive, jpeg-optimized-444, jpeg-mozjpeg, jpeg2000, webp, avif,
     jpeg-xl, hevc, vvc, png, fmm, fmm-jpeg-optimized."""
     steps: Annotated[int | None, _STEPS, _FROM_CODEC] = None

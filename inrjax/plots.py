@@ -121,7 +121,7 @@ _NO_FILES = (1.2, 1.4)
 
 MEASURED: Mapping[str, Look] = {
     "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
-    "latent-grid": Look("LatentGrid (ours)", _BLACK, "*"),
+    "latent-grid": Look("LatentGrid (ours)", _BLACK, "s"),
     "coin": Look("COIN", _GREY, "v"),
     "strumpler-basic": Look("Strümpler et al., basic", _GREY, ">"),
     "strumpler-meta": Look("Strümpler et al., meta-learned", _GREY, "<"),

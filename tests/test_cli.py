@@ -91,6 +91,22 @@ def check_refused(result: Result, code: int, *words: str) -> None:
 # ------------------------------------------------------------------------------ the main job
 
 
+def test_latent_grids_make_a_file_and_resume_keeps_it(run: Run, here: Path) -> None:
+    save("a.png")
+    command = "encode a.png -o out/ --codec latent-grid --step 36"
+    assert run(*command.split()).code == 0
+    first = Path("out/a.inr").read_bytes()
+    assert run("decode", "out/a.inr", "-o", "b.png").code == 0
+    assert "latent-grid" in " ".join(run("info", "out/a.inr").out)
+    again = run(*command.split(), "--resume")
+    assert again.code == 0 and "1 of 1" in again.err[0]
+    assert Path("out/a.inr").read_bytes() == first
+    other = run(
+        "encode", "a.png", "-o", "out/", "--codec", "latent-grid", "--step", "30", "--resume"
+    )
+    assert other.code == 0 and len(Path("out/a.inr").read_bytes()) > len(first)
+
+
 def test_a_picture_becomes_a_file_and_comes_back(run: Run) -> None:
     save("photo.png")
     result = run("encode", "photo.png", "-o", "photo.inr", *FAST)
@@ -455,6 +471,12 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "codecs that are not there": ("evaluate --images . --codecs jpeg,bpg -o run", "bpg"),
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
     "a preset and steps": ("encode a.png -o b.inr --preset best --steps 9", "--steps"),
+    "a width of latents": ("encode a.png -o b.inr --codec latent-grid --width 32", "--width"),
+    "a step of a network": ("encode a.png -o b.inr --step 20", "--step", "latent-grid"),
+    "a step and a target": (
+        "encode a.png -o b.inr --codec latent-grid --step 20 --max-bytes 900",
+        "--step",
+    ),
     "a preset for coin": ("encode a.png -o b.inr --preset fast --codec coin", "coin"),
     "two targets": ("encode a.png -o b.inr --target-bpp 1 --max-bytes 9", "--max-bytes"),
     "a target and a width": ("encode a.png -o b.inr --target-psnr 30 --width 24", "--width"),

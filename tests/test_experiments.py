@@ -219,7 +219,7 @@ def test_activations_smoke(tmp_path: Path) -> None:
 
     options = activations.Options(output=tmp_path, smoke=True)
     folder = activations.main(options)
-    rows = activations.read_rows(folder / "rows.csv", activations.Row)
+    rows = activations.read_rows(folder / "scores.csv", activations.Row)
     assert len(rows) == 2 * 2 * activations.SMOKE.num_images
     assert all(5 < row.psnr < 60 for row in rows)
     table = (folder / "table.md").read_text()
@@ -227,7 +227,7 @@ def test_activations_smoke(tmp_path: Path) -> None:
     trials = json.loads((folder / "trials.json").read_text())["ReLU + encoding, Adam"]
     assert len(trials) == 3 and trials[0]["psnr"] == max(trial["psnr"] for trial in trials)
     activations.main(options)  # nothing is measured twice
-    assert activations.read_rows(folder / "rows.csv", activations.Row) == rows
+    assert activations.read_rows(folder / "scores.csv", activations.Row) == rows
     assert (folder / "table.md").read_text() == table
 
 
@@ -275,7 +275,7 @@ def test_coconet_smoke(tmp_path: Path) -> None:
 
     options = coconet.Options(output=tmp_path, smoke=True)
     folder = coconet.main(options)
-    rows = activations.read_rows(folder / "rows.csv", coconet.Row)
+    rows = activations.read_rows(folder / "scores.csv", coconet.Row)
     assert len(rows) == coconet.SMOKE.num_images * (4 + 1 + 2 * len(coconet.SMOKE.methods))
     by_method = {(row.task, row.method, row.image): row.psnr for row in rows}
     for (task, method, image), psnr in by_method.items():
@@ -426,6 +426,52 @@ def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_pat
     # The streams gone, the table is the same.
     shutil.rmtree(next(tmp_path.glob("kodak_rd/*/streams")))
     assert (ladder.main(options) / "table.md").read_text("utf-8") == table
+
+
+def test_grid_rd_smoke_and_its_row_of_the_ladder(kodak_smoke: Path, tmp_path: Path) -> None:
+    from experiments import grid_rd, ladder
+
+    folder = grid_rd.main(grid_rd.Options(output=tmp_path / "grid_rd", smoke=True))
+    rows = results.read_rows(folder / "rows.csv")
+    small, large = (
+        [row.num_bytes for row in rows if row.setting.startswith(f"step={step}_")]
+        for step in (34, 24)
+    )
+    assert len(small) == 3 and all(a < b for a, b in zip(small, large, strict=True))
+    assert (folder / "rd.png").is_file()
+    shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
+    options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
+    table = (ladder.main(options) / "table.md").read_text("utf-8")
+    assert table.count("| step=24_iterations=2 |") == 1 and "| latent-grid |" in table
+
+
+def test_the_ladder_counts_multiplications_of_latent_grids() -> None:
+    from experiments import ladder
+    from inrjax.nets.latent_grid import LatentGridNet
+
+    synthesis, models = ladder.grid_multiplications(LatentGridNet(1, 4, 5))
+    kernel, sines = 25 * 6 * 12, 9 * 9 * 4 + 4 * 4 + 4 * 12
+    assert synthesis == 9 + (kernel + sines + 27) / 4
+    assert models == (19 * 5 + 5 * 5 + 5 * 3) / 4  # six places of three bands, and the step
+
+
+def test_grid_choices_smoke(tmp_path: Path) -> None:
+    from experiments import grid_choices
+
+    folder = grid_choices.main(grid_choices.Options(output=tmp_path, smoke=True))
+    table = (folder / "table.md").read_text("utf-8")
+    assert "| default | +0.00 | +0.00 |" in table and "without the sine layers" in table
+
+
+def test_rate_control_smoke(tmp_path: Path) -> None:
+    from experiments import rate_control
+
+    folder = rate_control.main(rate_control.Options(output=tmp_path, smoke=True))
+    rows = (folder / "files.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 4 and "--max-bytes,400" in rows[3]
+    before = rows
+    rate_control.main(rate_control.Options(output=tmp_path, smoke=True))  # nothing is done again
+    assert (folder / "files.csv").read_text("utf-8").splitlines() == before
 
 
 def test_the_ladder_counts_multiplications_of_every_layer() -> None:

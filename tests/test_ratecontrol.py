@@ -191,3 +191,19 @@ def test_a_real_file_has_the_size_that_was_asked_for() -> None:
     assert made.num_bytes <= 0.93 * len(plain)
     [image_hat] = codec.decode([made.stream])
     assert made.psnr == metrics.psnr(image, image_hat)
+
+
+def test_latent_grids_have_the_size_or_the_quality_that_was_asked_for() -> None:
+    image = photograph(64, 96)
+    codec = codecs.LatentGrid(30, iterations=4)
+    [plain] = codec.encode([image])
+    for share in (0.6, 1.4):
+        target = TargetBpp(share * metrics.bpp(len(plain), 64, 96))
+        made = ratecontrol.encode_grid_to(image, target, codec)
+        assert abs(made.bpp / target.bpp - 1) <= 0.02
+        [image_hat] = codec.decode([made.stream])
+        assert made.psnr == metrics.psnr(image, image_hat)
+    limit = MaxBytes(round(0.8 * len(plain)))
+    assert ratecontrol.encode_grid_to(image, limit, codec).num_bytes <= limit.num_bytes
+    with pytest.raises(UnreachableError):
+        ratecontrol.encode_grid_to(image, MaxBytes(20), codec)
