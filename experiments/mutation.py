@@ -262,6 +262,8 @@ def run(config: Config, chosen: list[Mutant], folder: Path, workers: int) -> Non
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
+    from inrjax import results  # not before the fork
+
     results.write_text(folder / "table.md", table(outcomes(noted), chosen))
 
 
