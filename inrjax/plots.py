@@ -121,12 +121,12 @@ _NO_FILES = (1.2, 1.4)
 
 MEASURED: Mapping[str, Look] = {
     "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
-    "latent-grid": Look("LatentGrid (ours)", _BLACK, "s"),
+    "latent-grid": Look("LatentGrid (ours)", _BLACK, "H"),
     "coin": Look("COIN", _GREY, "v"),
-    "strumpler-basic": Look("Strümpler et al., basic", _GREY, ">"),
-    "strumpler-meta": Look("Strümpler et al., meta-learned", _GREY, "<"),
-    "product-siren": Look("Product quantisation", _GREY, "X"),
-    "modulated-siren": Look("COIN++", _GREY, "h"),
+    "strumpler-basic": Look("Strümpler et al., basic", _GREY, (6, 1, 0)),
+    "strumpler-meta": Look("Strümpler et al., meta-learned", _GREY, (8, 1, 0)),
+    "product-siren": Look("Product quantisation", _GREY, (3, 1, 0)),
+    "modulated-siren": Look("COIN++", _GREY, (7, 1, 0)),
     "jpeg": Look("JPEG, default tables", _RED, "s"),
     "jpeg-optimized": Look("JPEG, optimised", _RED, "D"),
     "jpeg-mozjpeg": Look("MozJPEG", _RED, "p"),
@@ -168,7 +168,10 @@ PUBLISHED: Mapping[str, Look] = {
 """Published curves, by method: dashed where files were written, dotted where the rate is an
 estimate; hollow markers. No two share both marker and dash."""
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", (4, 1, 0), "H")
+_MARKERS = (
+    "o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", (4, 1, 0), "H",
+    (6, 1, 0), (8, 1, 0), (3, 1, 0), (7, 1, 0), (5, 1, 36), (4, 1, 45),
+)  # fmt: skip
 _COLOURS = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY, _GREY)
 
 

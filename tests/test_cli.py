@@ -472,7 +472,7 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "no codec": ("evaluate --images . --codecs , -o run", "jpeg2000"),
     "a preset and steps": ("encode a.png -o b.inr --preset best --steps 9", "--steps"),
     "a width of latents": ("encode a.png -o b.inr --codec latent-grid --width 32", "--width"),
-    "a step of a network": ("encode a.png -o b.inr --step 20", "--step", "latent-grid"),
+    "a step of a network": ("encode a.png -o b.inr --step 20", "latent-grid"),
     "a step and a target": (
         "encode a.png -o b.inr --codec latent-grid --step 20 --max-bytes 900",
         "--step",

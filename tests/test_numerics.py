@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bases import tiny_base
+from bases import tiny_base, tiny_grid_base
 from conftest import photograph
 from test_codecs import small_init
 
-from inrjax import codecs, decoding, modulation, overfit
+from inrjax import codecs, decoding, grids, images, modulation, overfit, trees
+from inrjax.nets.latent_grid import synthesize
 from inrjax.nets.siren import Siren, layer_name
 from inrjax.optimizers import Adam
 from inrjax.types import Image
@@ -134,12 +135,41 @@ def largest_difference(monkeypatch: pytest.MonkeyPatch, decode: Callable[[], Any
     return max(found)
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.inr")), ids=lambda path: path.stem)
+OF_NETWORKS = [p for p in sorted(GOLDEN.glob("*.inr")) if "latent-grid" not in p.stem]
+
+
+@pytest.mark.parametrize("path", OF_NETWORKS, ids=lambda path: path.stem)
 def test_float32_decodes_as_float64_within_a_level(
     monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     data = path.read_bytes()
     assert largest_difference(monkeypatch, lambda: codecs.decode_stream(data, BASE)) <= 1
+
+
+def convolved(values: np.ndarray, kernel: np.ndarray, _: Any) -> np.ndarray:
+    """As a decoder of latent grids convolves, term by term in float64."""
+    reach, (height, width, _) = kernel.shape[0] // 2, values.shape
+    padded = np.pad(values, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    return sum(
+        padded[i : i + height, j : j + width] @ kernel[i, j]
+        for i, j in np.ndindex(*kernel.shape[:2])
+    )
+
+
+@pytest.mark.parametrize("step", [12, 36])
+def test_latents_in_float32_are_the_pixels_of_float64_within_a_level(step: int) -> None:
+    base, rng = tiny_grid_base(), np.random.default_rng(0)
+    net, (height, width) = base.net, (37, 90)
+    shapes = net.latent_shapes(height, width)
+    latents = [np.rint(rng.laplace(0, 2, shape)).astype(np.int64) for shape in shapes]
+    params = trees.from_leaves(
+        {path: np.asarray(leaf, np.float64) for path, leaf in trees.leaves(base.synthesis)}
+    )
+    values = [own.astype(np.float64) for own in latents]
+    sizes = net.sizes(height, width)
+    exact = synthesize(net, params, values, float(step), sizes, np, convolved, np.sin)
+    found = images.to_uint8(grids.render(base, latents, step, height, width)).astype(int)
+    assert np.abs(found - images.to_uint8(exact[:height, :width])).max() <= 1
 
 
 @every_codec

@@ -5,7 +5,6 @@ The spec and the host decoder need numpy alone; `Siren.init` and `Siren.apply` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,16 +112,16 @@ class Siren:
         return self.apply_columns(params, columns).T.reshape(*coords.shape[:-1], self.out_dim)
 
     def apply_columns(
-        self, params: Params, coords: Float[jax.Array, "{self.in_dim} n"]
+        self, params: Params, coords: Float[jax.Array | np.ndarray, "{self.in_dim} n"]
     ) -> Float[jax.Array, "{self.out_dim} n"]:
         """`apply` on coords (in_dim, n), as (out_dim, n): the layout that is fast on a CPU."""
-        h = coords
+        h: Any = coords
         for i in range(self.depth + 1):
             h = self.layer_columns(params, i, h)
         return h
 
     def layer_columns(
-        self, params: Params, index: int, h: Float[jax.Array, "in n"]
+        self, params: Params, index: int, h: Float[jax.Array | np.ndarray, "in n"]
     ) -> Float[jax.Array, "out n"]:
         """What layer ``index`` makes of its inputs (in, n), coords for the first: (out, n)."""
         from inrjax.nets.sine import sine
@@ -136,7 +135,7 @@ class Siren:
             return sine(h + self.w0 * layer["bias"][:, None])
         return sine(_affine(self.w0 * layer["weight"], self.w0 * layer["bias"], h))
 
-    def _first_columns(self, weight: jax.Array, coords: jax.Array) -> jax.Array:
+    def _first_columns(self, weight: Any, coords: Any) -> Any:
         """The first layer's product with the encoded coords, as a sum of products: XLA computes
         the sines of a concatenation one by one, 20 times as slowly."""
         from inrjax.nets.sine import cosine, sine
@@ -272,7 +271,7 @@ def _finish_host(matrices: list[np.ndarray], h: np.ndarray, spare: np.ndarray) -
     return values.swapaxes(-1, -2).reshape(-1, len(matrices[-1]))
 
 
-def _affine(weight: jax.Array, bias: jax.Array, h: jax.Array) -> jax.Array:
+def _affine(weight: Any, bias: Any, h: Any) -> jax.Array:
     """``weight`` @ h + bias for h (in, n): (out, n).
 
     Where h has a few rows less than a multiple of 16, a row of ones and some of zeros fill it up,
@@ -312,7 +311,7 @@ def siren_to_dict(net: Siren) -> dict[str, Any]:
     return asdict(net)
 
 
-def siren_from_dict(values: Mapping[str, Any]) -> Siren:
+def siren_from_dict(values: Any) -> Siren:
     """The inverse of `siren_to_dict`; raises ValueError for unknown or missing fields."""
     values = dict(values)
     encoding = values.pop("encoding", None)
