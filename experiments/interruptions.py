@@ -584,15 +584,15 @@ def run(config: Config, root: Path) -> Path:
     state = json.loads(state_path.read_text("utf-8")) if state_path.exists() else {"done": []}
     state.setdefault("trials", [])
     work = (folder / "streams").absolute()
-    todo = [
+    missing = [
         (part, job, i) for part, job, i in plan(config) if _name(part, job, i) not in state["done"]
     ]
-    if todo:
+    if missing:
         gc.freeze()
         results.write_json(folder / "provenance.json", results.provenance("cpu"))
         place = prepare(config, work)
         can = can_mount()
-        for part, job, index in todo:
+        for part, job, index in missing:
             state["trials"] += [
                 {"part": part, **record} for record in do(part, job, index, place, can)
             ]

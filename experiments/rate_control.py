@@ -3,8 +3,8 @@
 Claim: --target-bpp is met within 2 %, --target-psnr within 0.1 dB, --max-bytes never exceeded, and
 a search takes few fits.
 Command: python -m experiments.rate_control --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 8 on 2 cores for latent-grid; --codec meta-siren takes about 60. A stopped run goes
-    on: rows that exist are kept.
+Minutes: about 30 on 2 cores for latent-grid; --codec meta-siren takes longer (unmeasured). A
+    stopped run goes on: rows that exist are kept.
 Expected: the table in results/rate_control/<config hash>/table.md.
 
 Photographs that were held back from training. Every number is of a file that was decoded again.

@@ -2,7 +2,7 @@
 
 Claim: what experiments/grid_rd.py measures of it.
 Command: python -m experiments.train_grid --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 25 on 2 cores; a stopped run goes on where it was.
+Minutes: about 35 on 2 cores; a stopped run goes on where it was.
 Expected: inrjax/grids/grid.npz, with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.
