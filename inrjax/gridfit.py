@@ -45,11 +45,6 @@ def rate_weight(step: Any) -> Any:
     return np.log(2) / 18 * step_size(step) ** 2
 
 
-def to_sizes(net: LatentGridNet, height: Any, width: Any) -> list[tuple[Any, Any]]:
-    """`LatentGridNet.sizes`, for sizes that are traced."""
-    return net.sizes(height, width)
-
-
 def convolve(values: Any, kernel: Any, true: tuple[Any, Any]) -> Any:
     """A convolution as `inrjax.nets.latent_grid.Convolve` asks for, of an array that may be longer
     than its true size."""
@@ -140,7 +135,7 @@ def make_target(image: Image) -> Target:
 
 def mse(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any) -> jax.Array:
     """Mean squared error over the true pixels, of values in [0, 1]."""
-    sizes = to_sizes(net, target.height, target.width)
+    sizes = net.sizes(target.height, target.width)
     image = pixels(net, shared, latents, step, sizes)
     rows, columns, _ = target.pixels.shape
     true = (jnp.arange(rows) < target.height)[:, None] & (jnp.arange(columns) < target.width)
@@ -173,7 +168,7 @@ def improve(
     """One proximal step over the integers; half of the latents, drawn at random, may move."""
     gradients = jax.grad(lambda own: mse(net, shared, own, target, step))(list(latents))
     count = target.height * target.width
-    sizes = to_sizes(net, target.height, target.width)
+    sizes = net.sizes(target.height, target.width)
     models = distributions(net, shared.context, latents, step, sizes[-1][1])
     gains = [level_params(shared.synthesis, k)["gain"] for k in range(net.levels)]
     gains.append(shared.synthesis["low"]["gain"])
@@ -217,11 +212,11 @@ def _border_weight(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
 
 def num_bits(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any):
     """Bits of all latents: an estimate, since the coder's models are in fixed point."""
-    width = to_sizes(net, target.height, target.width)[-1][1]
+    width = net.sizes(target.height, target.width)[-1][1]
     models = distributions(net, shared.context, latents, step, width)
     total = jnp.zeros(())
     for place, (own, model) in enumerate(zip(latents, models, strict=True)):
-        true = to_sizes(net, target.height, target.width)[min(place + 1, net.levels)]
+        true = net.sizes(target.height, target.width)[min(place + 1, net.levels)]
         total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
     return total
 

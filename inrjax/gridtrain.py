@@ -9,7 +9,6 @@ here even the latents' rounding has no derivative). Each crop keeps its latents 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,12 +241,8 @@ def noted(config: GridTrainConfig, crops: np.ndarray, losses: np.ndarray) -> dic
     size = min(100, len(losses))
     means = losses[: len(losses) // size * size].reshape(-1, size).mean(axis=1)
     return {
-        "config": _plain(asdict(config)),
+        "config": asdict(config),
         "num_crops": len(crops),
         "data_sha256": hashlib.sha256(str(crops.shape).encode() + crops.tobytes()).hexdigest(),
         "losses": [float(f"{mean:.4g}") for mean in means],
     }
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(values)
