@@ -3,7 +3,8 @@
 MetaSiren: one picture is fitted once at a width that a table of training images suggests, and at
 another if the first was far off. From there, refinements of a tenth of the steps try other slopes:
 log bytes and PSNR are nearly linear in the logarithm of the slope, so that few are needed.
-LatentGrid: a fit takes seconds, so that each try is one, at another step size.
+LatentGrid: a fit takes seconds, so that each try is one, at another step size, then at another
+weight of the rate.
 """
 
 from __future__ import annotations
@@ -373,9 +374,10 @@ def _best(files: Sequence[Measured], target: Target) -> Measured:
 
 # ---------------------------------------------------------------------------- latent grids
 
-_MAX_FITS = 10  # of one picture
+_MAX_FITS = 12  # of one picture
 _OCTAVES_PER_STEP = -0.14  # of bytes; measured on held-back cid22 images, as the next
 _WEIGHT_PER_STEP = 0.56  # octaves of rate_weight that change the bytes as much as a step does
+_FARTHEST = 3.0  # steps from a step size that its rate_weight stands in for
 
 
 def encode_grid_to(
@@ -383,7 +385,8 @@ def encode_grid_to(
 ) -> Measured:
     """The file of a uint8 (height, width, 3) image that meets a target, by `LatentGrid`.
 
-    Between two step sizes, the weight of the rate is changed.
+    First the step size, then the weight of the rate at the step size that came nearest: from one
+    step size to the next, size and quality may leap over the target.
 
     Args:
       codec: where the search starts; its iterations, seed and base are those of all files.
@@ -392,37 +395,89 @@ def encode_grid_to(
     Raises:
       UnreachableError: no step size meets the target. ValueError: as the codec.
     """
-    low, high = STEPS.start - 0.5, STEPS.stop - 0.5
     files: list[Measured] = []
-    finer: tuple[float, float] | None = None  # (place, excess > 0), the nearest
-    coarser: tuple[float, float] | None = None
-    place = float(codec.step)
-    for _ in range(_MAX_FITS):
-        at = _at_place(codec, place)
-        files.append(_measured(at, image, at.encode([image])[0]))
+
+    def excess_at(place: _Place) -> float:
+        files.append(_measured_at(codec, image, place))
         if on_progress is not None:
             on_progress(len(files), _MAX_FITS)
-        excess = target.excess(files[-1])
-        if target.is_met(files[-1]) or place == (high if excess > 0 else low):
+        return target.excess(files[-1])
+
+    def is_done() -> bool:
+        return target.is_met(files[-1]) or len(files) == _MAX_FITS
+
+    coarse, finest, coarsest = _Bracket(), float(STEPS.start), float(STEPS.stop - 1)
+    place = _Place(codec.step, float(codec.step))
+    while True:
+        coarse.add(place, excess_at(place))
+        at = float(round(min(max(coarse.next(), finest), coarsest)))
+        if is_done() or coarse.has(at):
             break
-        # Regula falsi, by the Illinois rule.
-        if excess > 0:
-            finer, coarser = (place, excess), coarser and (coarser[0], coarser[1] / 2)
-        else:
-            coarser, finer = (place, excess), finer and (finer[0], finer[1] / 2)
-        if finer and coarser:
-            (a, fa), (b, fb) = finer, coarser
-            place = a + (b - a) * fa / (fa - fb)
-        else:
-            # A little further than the line says, so that the other side is found soon.
-            place = min(max(place - 1.1 * excess / _OCTAVES_PER_STEP, low), high)
+        place = _Place(int(at), at)
+    nearest, excess = coarse.nearest()
+    fine = _Bracket()
+    fine.add(nearest, excess)
+    while not is_done():
+        at = fine.next()
+        if abs(at - nearest.step) > _FARTHEST:
+            break
+        place = nearest._replace(at=at)
+        fine.add(place, excess_at(place))
     return _best(files, target)
 
 
-def _at_place(codec: LatentGrid, place: float) -> LatentGrid:
-    """The codec at a step size between two whole steps, by the weight of the rate."""
-    step = min(max(round(place), STEPS.start), STEPS.stop - 1)
-    return replace(codec, step=step, rate_weight=2.0 ** (_WEIGHT_PER_STEP * (place - step)))
+class _Place(NamedTuple):
+    """A step size, and where the weight of the rate puts it: ``at`` - ``step`` steps further."""
+
+    step: int
+    at: float
+
+
+def _measured_at(codec: LatentGrid, image: Image, place: _Place) -> Measured:
+    weight = codec.rate_weight * 2.0 ** (_WEIGHT_PER_STEP * (place.at - place.step))
+    codec = replace(codec, step=place.step, rate_weight=weight)
+    return _measured(codec, image, codec.encode([image])[0])
+
+
+class _Bracket:
+    """Places that were tried, and between which of them the target lies."""
+
+    def __init__(self) -> None:
+        self._tried: list[tuple[_Place, float]] = []
+
+    def add(self, place: _Place, excess: float) -> None:
+        """A place and the octaves of bytes by which it was too large."""
+        self._tried.append((place, excess))
+
+    def has(self, at: float) -> bool:
+        """Whether it was tried."""
+        return any(place.at == at for place, _ in self._tried)
+
+    def nearest(self) -> tuple[_Place, float]:
+        """The place that came nearest to the target, and its excess."""
+        return min(self._tried, key=lambda tried: abs(tried[1]))
+
+    def next(self) -> float:
+        """Where to try next: on the line through the nearest on either side; where there is only
+        one side, a little further than the line through the last says, so that the other is found
+        soon. In turn, the middle of a bracket: bytes are no line over some octaves."""
+        finer = [(p.at, excess) for p, excess in self._tried if excess > 0]
+        coarser = [(p.at, excess) for p, excess in self._tried if excess <= 0]
+        if finer and coarser:
+            (a, fa), (b, fb) = max(finer), min(coarser)
+            if len(self._tried) % 3 == 0:
+                return (a + b) / 2
+            return a + (b - a) * fa / (fa - fb)
+        place, excess = self._tried[-1]
+        return place.at - 1.1 * excess / self._slope()
+
+    def _slope(self) -> float:
+        """Octaves for a step, by the last two places; within three times what is typical."""
+        if len(self._tried) < 2:
+            return _OCTAVES_PER_STEP
+        (a, fa), (b, fb) = self._tried[-2:]
+        slope = (fb - fa) / (b.at - a.at)
+        return min(max(slope, 3 * _OCTAVES_PER_STEP), _OCTAVES_PER_STEP / 3)
 
 
 # ---------------------------------------------------------------------------- what widths cost
