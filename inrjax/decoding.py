@@ -82,12 +82,23 @@ def named_init(wanted: bytes, own: Init | None) -> Init:
     return init
 
 
-def symbol_check(symbols: np.ndarray) -> bytes:
-    """CRC-16 (CCITT) of the symbols as little-endian int32: what a drifting coder would break."""
-    return binascii.crc_hqx(symbols.astype("<i4").tobytes(), 0).to_bytes(CHECK_BYTES, "little")
+def symbol_check(symbols: np.ndarray | Sequence[np.ndarray]) -> bytes:
+    """CRC-16 (CCITT) of the symbols as little-endian int32, of all arrays, one after the other:
+    what a drifting coder would break."""
+    check = 0
+    for values in [symbols] if isinstance(symbols, np.ndarray) else symbols:
+        flat = values.reshape(-1)
+        for at in range(0, flat.size, _CHECKED_AT_ONCE):
+            check = binascii.crc_hqx(
+                flat[at : at + _CHECKED_AT_ONCE].astype("<i4").tobytes(), check
+            )
+    return check.to_bytes(CHECK_BYTES, "little")
 
 
-def require_symbols(symbols: np.ndarray, check: bytes) -> None:
+_CHECKED_AT_ONCE = 1 << 20  # so that little is held beside the symbols
+
+
+def require_symbols(symbols: np.ndarray | Sequence[np.ndarray], check: bytes) -> None:
     """Raises BitstreamError if the symbols are not those of the check in their file."""
     if symbol_check(symbols) != check:
         raise BitstreamError(

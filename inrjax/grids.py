@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -174,6 +174,9 @@ def find_base(digest: bytes) -> GridBase | None:
 
 # ---------------------------------------------------------------------------- latents <-> bytes
 
+Offsets = Sequence[tuple[int, int]]
+"""(rows, columns) from a place to others."""
+
 Code = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
 """(levels of scale, latents, predictions), of one shape or 0 -> the latents, coded or decoded."""
 
@@ -192,18 +195,18 @@ def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> 
         encoder.put((values - mean).ravel(), levels.ravel())
         return values
 
-    _walk(base, [np.array(own, np.int64) for own in latents], step, put)
+    _walk(base, [np.array(own, np.int32) for own in latents], step, put)
     return encoder.to_bytes()
 
 
 def decode_latents(
     base: GridBase, data: bytes, height: int, width: int, step: int
 ) -> list[np.ndarray]:
-    """The int64 latents; exactly those that `encode_latents` was given.
+    """The int32 latents; exactly those that `encode_latents` was given.
 
     Raises BitstreamError for data that cannot be of this base and size.
     """
-    latents = [np.zeros(shape, np.int64) for shape in base.net.latent_shapes(height, width)]
+    latents = [np.zeros(shape, np.int32) for shape in base.net.latent_shapes(height, width)]
     decoder = entropy.LaplaceDecoder(data)
 
     def get(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
@@ -224,31 +227,68 @@ def _walk(base: GridBase, latents: list[np.ndarray], step: int, code: Code) -> N
     """
     net, low = base.net, latents[-1]
     _walk_low(base, low, step, code)
-    # 16 bits hold a feature, of which there are tens for each latent.
-    magnitudes = [np.zeros(own.shape, np.int16) for own in latents[:-1]]
+    coarser: list[_Seen] = []
     for level in reversed(range(net.levels)):
+        done: list[_Seen] = []
         for component in range(net.components(level)):
-            bands = slice(3 * component, 3 * component + 3)
-            known = context.known_features(np, net, level, component, magnitudes, step)
             weights = base.exact[f"level{level}_{component}"]
-            own = latents[level][..., bands]
-            magnitudes[level][..., bands] = _walk_details(weights, own, known, code)
+            own = latents[level][..., 3 * component : 3 * component + 3]
+            known = _Known(done, coarser[component] if coarser else None, step)
+            done.append(_walk_details(weights, own, known, code))
+        coarser = done
 
 
-def _walk_details(weights: Any, own: np.ndarray, known: np.ndarray, code: Code) -> np.ndarray:
-    """Code one component's details (h, w, 3), in place; returns their magnitudes."""
+class _Seen:
+    """Magnitudes of one component's details (h, w, 3), with a border of zeros around them: what is
+    known of them, at any place. int16 holds a magnitude; few bytes a latent are held."""
+
+    _BORDER = max(max(abs(row), abs(column)) for row, column in context.CAUSAL)
+
+    def __init__(self, height: int, width: int):
+        self._pitch = width + 2 * self._BORDER
+        self._flat = np.zeros(((height + 2 * self._BORDER) * self._pitch, 3), np.int16)
+
+    def put(self, row: np.ndarray, column: np.ndarray, latents: np.ndarray) -> None:
+        """Latents (n, 3) at n places."""
+        self._flat[self._places(row, column)] = context.magnitude(np, latents)
+
+    def around(self, row: np.ndarray, column: np.ndarray, offsets: Offsets) -> np.ndarray:
+        """(n, 3 times the offsets): what `inrjax.context.shifted` sees from n places."""
+        steps = np.array([rows * self._pitch + columns for rows, columns in offsets])
+        return self._flat[self._places(row, column)[:, None] + steps].reshape(len(row), -1)
+
+    def _places(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return (row + self._BORDER) * self._pitch + column + self._BORDER
+
+
+class _Known(NamedTuple):
+    """`inrjax.context.known_features`, at some places at a time: all of them would be tens of
+    numbers for each latent."""
+
+    before: Sequence[_Seen]
+    coarser: _Seen | None
+    step: int
+
+    def at(self, row: np.ndarray, column: np.ndarray) -> list[np.ndarray]:
+        """Parts (n, any) of the features of n places."""
+        parts = [seen.around(row, column, context.CROSS) for seen in self.before]
+        if self.coarser is not None:
+            parts.append(self.coarser.around(row // 2, column // 2, context.CROSS))
+        step = context.step_feature(np, self.step, np.int16)[0]
+        return [*parts, np.broadcast_to(step, (len(row), 1))]
+
+
+def _walk_details(weights: Any, own: np.ndarray, known: _Known, code: Code) -> _Seen:
+    """Code one component's details (h, w, 3), in place; returns what is known of them then."""
     height, width, _ = own.shape
-    reach, pitch = 2, width + 4
-    seen = np.zeros(((height + reach) * pitch, 3), np.int16)
-    offsets = np.array([row * pitch + column for row, column in context.CAUSAL])
+    seen = _Seen(height, width)
     for row, column in _diagonals(height, width):
-        place = (row + reach) * pitch + column + reach
-        around = seen[place[:, None] + offsets].reshape(len(place), -1)
-        features = np.concatenate([around, known[row, column]], axis=1).astype(np.float64)
+        parts = [seen.around(row, column, context.CAUSAL), *known.at(row, column)]
+        features = np.concatenate(parts, axis=1, dtype=np.float64)
         values = code(context.levels(weights, features), own[row, column], 0)
         own[row, column] = values
-        seen[place] = context.magnitude(np, values)
-    return seen.reshape(height + reach, pitch, 3)[reach:, reach : reach + width]
+        seen.put(row, column, values)
+    return seen
 
 
 def _walk_low(base: GridBase, low: np.ndarray, step: int, code: Code) -> None:
@@ -283,8 +323,11 @@ def _diagonals(height: int, width: int):
 # ---------------------------------------------------------------------------- latents -> pixels
 
 
-def render(base: GridBase, latents: Sequence[np.ndarray], step: int, height: int, width: int):
-    """Pixels float32 (height, width, 3), about in [0, 1], of int latents.
+def render(
+    base: GridBase, latents: Sequence[np.ndarray], step: int, height: int, width: int
+) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """(rows and columns, pixels) of the blocks of a picture (height, width, 3) of int latents;
+    float32, about in [0, 1].
 
     As `inrjax.nets.latent_grid.synthesize`, block by block: a decoder is to hold little beside
     latents and pixels.
@@ -292,26 +335,33 @@ def render(base: GridBase, latents: Sequence[np.ndarray], step: int, height: int
     synthesis, number = base.approximate["synthesis"], np.float32(step)
     x = latents[-1].astype(np.float32) * (synthesis["low"]["gain"] * step_size(number))
     sizes = base.net.sizes(height, width)
-    for level in reversed(range(base.net.levels)):
+    for level in reversed(range(1, base.net.levels)):
         finer = np.empty((*sizes[level], 3), np.float32)
-        part, z = level_params(synthesis, level), latents[level]
-        for block in _blocks(*z.shape[:2]):
-            # Beyond REACH nothing counts; where the grid ends, the wider block ends, too.
-            wider = tuple(slice(max(0, own.start - REACH), own.stop + REACH) for own in block)
-            here = z[wider].astype(np.float32)
-            values = refine(
-                part, level, x[wider], here, number, here.shape[:2], np, _convolve, np.sin
-            )
-            room = finer[tuple(slice(2 * own.start, 2 * own.stop) for own in block)]
-            top, left = (2 * (own.start - w.start) for own, w in zip(block, wider, strict=True))
-            room[:] = values[top : top + room.shape[0], left : left + room.shape[1]]
+        for place, values in _finer_blocks(base, level, x, latents[level], number, sizes[level]):
+            finer[place] = values
         x = finer
-    for block in _blocks(height, width):
-        x[block] = x[block] @ synthesis["colour"] + np.float32(0.5)
-    return x
+    for place, values in _finer_blocks(base, 0, x, latents[0], number, (height, width)):
+        yield place, values @ synthesis["colour"] + np.float32(0.5)
 
 
-_BLOCK_SIDE = 128
+def _finer_blocks(
+    base: GridBase, level: int, x: np.ndarray, z: np.ndarray, step: np.float32, size: Any
+) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """(rows and columns, values) of the blocks of the grid of ``size`` that a coarser one, and
+    details, make up."""
+    part = level_params(base.approximate["synthesis"], level)
+    for block in _blocks(*z.shape[:2]):
+        # Beyond REACH nothing counts; where the grid ends, the wider block ends, too.
+        wider = tuple(slice(max(0, own.start - REACH), own.stop + REACH) for own in block)
+        here = z[wider].astype(np.float32)
+        values = refine(part, level, x[wider], here, step, here.shape[:2], np, _convolve, np.sin)
+        top, left = (2 * (own.start - w.start) for own, w in zip(block, wider, strict=True))
+        rows, columns = (
+            slice(2 * own.start, min(2 * own.stop, length))
+            for own, length in zip(block, size, strict=True)
+        )
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        yield (rows, columns), values[top : top + height, left : left + width]
 
 
 def _blocks(height: int, width: int):
@@ -322,6 +372,9 @@ def _blocks(height: int, width: int):
                 slice(top, min(top + _BLOCK_SIDE, height)),
                 slice(left, min(left + _BLOCK_SIDE, width)),
             )
+
+
+_BLOCK_SIDE = 128
 
 
 def _convolve(values: np.ndarray, kernel: np.ndarray, true: tuple[int, int]) -> np.ndarray:

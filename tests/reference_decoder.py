@@ -72,6 +72,7 @@ def decode(data: bytes, *folders: Path) -> Decoded:
         check(data, base.digest)
         return read_modulated_siren(base, sections[1], sections[2], height, width)
     if tag == 7:
+        refuse_if(height * width > 1 << 24, "size")
         shared = find_grid_base(sections[0], folders)
         check(data, shared.digest)
         return read_latent_grid(shared, sections[1], sections[2], height, width)

@@ -356,13 +356,22 @@ def _loss(latents: Any, target: gridfit.Target, step: Any, lmbda: Any) -> Any:
     return mse + lmbda * bits / (target.height * target.width)
 
 
+def rendered(latents: Any, step: int, size: tuple[int, int]) -> np.ndarray:
+    """The pixels that a decoder's blocks make up, each once."""
+    pixels = np.full((*size, 3), np.nan, np.float32)
+    for place, values in grids.render(BASE, latents, step, *size):
+        assert np.isnan(pixels[place]).all()
+        pixels[place] = values
+    return pixels
+
+
 @pytest.mark.parametrize("step", [10, 28])
 def test_both_decoders_give_the_same_pixels(step: int) -> None:
     """The fit's, in JAX, of padded arrays with garbage behind their true size, and the decoder's,
     in numpy. A picture is of its own latents alone."""
     image = photograph(37, 53)
     latents = wavelet_latents(image, step)
-    there = images.to_uint8(grids.render(BASE, latents, step, 37, 53)).astype(int)
+    there = images.to_uint8(rendered(latents, step, (37, 53))).astype(int)
     assert np.abs(there - image).mean() < 15  # it is a picture of it
     rng = np.random.default_rng(0)
     padded = []
@@ -384,11 +393,11 @@ def test_blocks_make_up_the_picture(size: tuple[int, int], monkeypatch: pytest.M
     sizes = NET.sizes(*size)
     whole = synthesize(NET, params, single(latents), 20, sizes, np, grids._convolve, np.sin)
     whole = whole[: size[0], : size[1]]
-    np.testing.assert_allclose(grids.render(BASE, latents, 20, *size), whole, atol=1e-5)
+    np.testing.assert_allclose(rendered(latents, 20, size), whole, atol=1e-5)
     monkeypatch.setattr(grids, "_BLOCK_VALUES", 5000)
     for side in (1, 3, 8):
         monkeypatch.setattr(grids, "_BLOCK_SIDE", side)
-        np.testing.assert_allclose(grids.render(BASE, latents, 20, *size), whole, atol=1e-5)
+        np.testing.assert_allclose(rendered(latents, 20, size), whole, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- fits

@@ -104,8 +104,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and set
 @linux
 @every_codec
 def test_memory_of_a_large_picture_is_a_few_bytes_a_pixel(name: str, tmp_path: Path) -> None:
-    """Two million pixels; at 25 bytes a pixel, the default limit of 2^25 would take 800 MB. Latents
-    on grids are as many numbers as the picture has values, and features of theirs are as many."""
+    """Two million pixels; at 25 bytes a pixel, the default limit of 2^25 would take 800 MB."""
     (tmp_path / "a.inr").write_bytes(claiming(ONE_OF_EACH[name], 1024, 2048))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     one_core = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": path}
@@ -117,8 +116,7 @@ def test_memory_of_a_large_picture_is_a_few_bytes_a_pixel(name: str, tmp_path: P
         check=True,
     ).stdout.splitlines()
     assert output[0] in ("1024 2048 3", "refused")  # a codec's sections may fit one size only
-    most = 150 if name == "latent-grid" else 110
-    assert int(output[1]) < most << 10  # kB, of which 40 MB are Python and numpy
+    assert int(output[1]) < 110 << 10  # kB, of which 40 MB are Python and numpy
 
 
 # ---------------------------------------------------------------------------- bytes and nets
@@ -257,6 +255,17 @@ def test_extreme_symbols_and_steps_are_a_picture_or_refused() -> None:
                 assert codecs.decode_stream(data).shape == (4, 4, 3)
             except BitstreamError as error:
                 assert "NaN" in str(error)
+
+
+def test_latent_grids_have_a_limit_of_their_own() -> None:
+    """A decoder holds more for each pixel than with the other codecs."""
+    data = claiming(ONE_OF_EACH["latent-grid"], 4096, 4097)
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match="4096 x 4097 pixels, more than the 16777216"):
+        codecs.decode_stream(data, shared_of(data))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def grid_stream(latents: list[np.ndarray], step: int, height: int, width: int) -> bytes:

@@ -195,7 +195,8 @@ def decode_stream(
     A stream need not be trusted. ``max_pixels`` is how large a picture it may claim, as Pillow's
     MAX_IMAGE_PIXELS is for other formats: a file of 400 bytes can be a whole picture of any size.
     The format ends at `inrjax.bitstream.MAX_PIXELS` (2^26). Memory is 3 bytes a pixel and a few MB
-    for each core, and about 45 bytes a pixel of latent grids; time grows with pixels times weights.
+    for each core; about 20 bytes a pixel of latent grids, which end at 2^24 pixels. Time grows with
+    pixels times weights.
 
     Args:
       data: the bytes of a file.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,8 +23,8 @@ STEPS = range(8, 53)
 CURVE_STEPS = (19, 24, 29, 34, 39, 44)
 """Step sizes of a rate curve: on Kodak, 0.06 to 1 bit per pixel."""
 
-MAX_FIT_PIXELS = 1 << 24
-"""Pixels of a picture that is encoded; a fit holds about 400 bytes for each."""
+MAX_PIXELS = 1 << 24
+"""Pixels of a picture, at most: a decoder holds about 20 bytes for each, a fit about 400."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +77,16 @@ class LatentGrid:
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; progress counts images.
 
-        Raises ValueError for another array, or for one of more than `MAX_FIT_PIXELS` pixels.
+        Raises ValueError for another array, or for one of more than `MAX_PIXELS` pixels.
         """
         if not images:
             return []
         decoding.check_images(images)
         for image in images:
-            if image.shape[0] * image.shape[1] > MAX_FIT_PIXELS:
+            if image.shape[0] * image.shape[1] > MAX_PIXELS:
                 raise ValueError(
                     f"got an image of {image.shape[0]} x {image.shape[1]} pixels, expected at most "
-                    f"{MAX_FIT_PIXELS} pixels: use another codec, or cut it"
+                    f"{MAX_PIXELS} pixels: use another codec, or cut it"
                 )
         streams = []
         with ThreadPoolExecutor(min(cpu_count(), len(images), 4)) as pool:
@@ -112,7 +112,7 @@ class LatentGrid:
         base = self._own_base()
         sections = [
             base.digest[: decoding.DIGEST_BYTES],
-            decoding.symbol_check(_flat(latents)) + bytes([self.step]),
+            decoding.symbol_check(latents) + bytes([self.step]),
             grids.encode_latents(base, latents, self.step),
         ]
         height, width = image.shape[:2]
@@ -156,24 +156,21 @@ class LatentGrid:
     def _decode_one(self, data: bytes) -> Image:
         base = self._base_of(bitstream.peek(data))
         stream = decoding.unpack(data, self.tag, len(self.sections), base.digest)
+        if stream.height * stream.width > MAX_PIXELS:
+            raise BitstreamError(
+                f"the file claims {stream.height} x {stream.width} pixels, more than the "
+                f"{MAX_PIXELS} that its codec may have: it is damaged"
+            )
         _, grid, payload = stream.sections
         if len(grid) != decoding.CHECK_BYTES + 1 or not grids.check_step(grid[-1]):
             raise BitstreamError("the section 'grid' is damaged")
         step = grid[-1]
         latents = grids.decode_latents(base, payload, stream.height, stream.width, step)
-        decoding.require_symbols(_flat(latents), grid[: decoding.CHECK_BYTES])
+        decoding.require_symbols(latents, grid[: decoding.CHECK_BYTES])
+        image = np.empty((stream.height, stream.width, 3), np.uint8)
         with np.errstate(over="ignore", invalid="ignore"):  # said below, in a sentence
-            pixels = grids.render(base, latents, step, stream.height, stream.width)
-        image = np.empty(pixels.shape, np.uint8)
-        values, bytes_ = pixels.reshape(-1), image.reshape(-1)
-        for at in range(0, values.size, 1 << 20):  # little is held beside them
-            part = values[at : at + (1 << 20)]
-            if np.isnan(part).any():
-                raise BitstreamError("a pixel is NaN: the file is damaged")
-            bytes_[at : at + (1 << 20)] = images.to_uint8(part)
+            for place, pixels in grids.render(base, latents, step, stream.height, stream.width):
+                if np.isnan(pixels).any():
+                    raise BitstreamError("a pixel is NaN: the file is damaged")
+                image[place] = images.to_uint8(pixels)
         return image
-
-
-def _flat(latents: Sequence[np.ndarray]) -> np.ndarray:
-    values: Any = [own.ravel() for own in latents]
-    return np.concatenate(values)
