@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -294,16 +295,31 @@ def _crossing(ours: numbers.Curve, anchor: numbers.Curve) -> str:
 
 
 def draw(config: Config, summaries: Sequence[Summary], path: Path) -> None:
-    """A curve over the bits for each width, and JPEG's; png and pdf."""
-    cells = cells_of(config, summaries)
-    curves: dict[str, list[tuple[float, float]]] = {
-        f"width {width}": sorted((c.bpp, c.psnr) for c in cells if c.width == width)
-        for width in config.widths
-    }
-    measured = results.measured_curves(summaries)
-    shown = curves | {name: measured[name] for name in JPEGS}
-    limits = (0.0, 1.2 * max(cell.bpp for cell in cells))
-    plots.save(plots.rd_figure(shown, {}, bpp_range=limits), path)
+    """A curve over the bits for each width, the darker the wider, and JPEG's; png and pdf."""
+    cells, jpegs = cells_of(config, summaries), results.measured_curves(summaries)
+    style, shades = plots.SCREEN, np.linspace(0.72, 0.0, len(config.widths))
+    with style.context():
+        figure = style.figure(style.double, 0.6)
+        axes = figure.add_subplot()
+        nets = [
+            plots.draw_curve(
+                axes,
+                sorted((cell.bpp, cell.psnr) for cell in cells if cell.width == width),
+                plots.Look(f"width {width}", f"{shade:.2f}", marker),
+            )
+            for width, shade, marker in zip(config.widths, shades, cycle("vo^P"))
+        ]
+        looks = plots.measured_looks(JPEGS)
+        others = [plots.draw_curve(axes, jpegs[name], looks[name]) for name in JPEGS]
+        psnrs = [cell.psnr for cell in cells]
+        axes.set_xlim(0.0, 1.1 * max(cell.bpp for cell in cells))
+        axes.set_ylim(min(psnrs) - 1, max(psnrs) + 1)
+        axes.set_xlabel("bpp")
+        axes.set_ylabel("PSNR (dB)")
+        axes.grid()
+        bits = f"{min(config.bits)} to {max(config.bits)} bits"
+        plots.grouped_legend(figure, {f"nets, {bits}": nets, "classic": others})
+    plots.save(figure, path, style)
 
 
 # ---------------------------------------------------------------------------- the command line
