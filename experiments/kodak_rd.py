@@ -155,8 +155,8 @@ def measure_costs(config: Config, images: Mapping[str, Image], folder: Path) -> 
         photo, stream, decoded = (Path(temporary, n) for n in ("a.png", "a.inr", "b"))
         write_image(photo, image)
         options = ["--width", str(width), "--steps", str(config.num_steps)]
-        encode = _time_cli(["encode", str(photo), "-o", str(stream), *options])
-        decode = [_time_cli(["decode", str(stream), "-o", f"{decoded}{i}.png"]) for i in range(3)]
+        encode = time_cli(["encode", str(photo), "-o", str(stream), *options])
+        decode = [time_cli(["decode", str(stream), "-o", f"{decoded}{i}.png"]) for i in range(3)]
     costs = {
         "width": width,
         "encode_alone_seconds": encode[0],
@@ -174,10 +174,17 @@ def update_costs(folder: Path, costs: Mapping[str, float]) -> None:
     results.write_json(path, earlier | dict(costs))
 
 
-def _time_cli(arguments: Sequence[str]) -> tuple[float, float]:
-    """Wall seconds and peak memory in GiB of one command line in a fresh process."""
+def time_cli(arguments: Sequence[str], cache: Path | None = None) -> tuple[float, float]:
+    """Wall seconds and peak memory in GiB of one command line in a fresh process; ``cache`` is
+    where compiled programs are kept, the user's own folder without it.
+
+    Raises RuntimeError if the command fails.
+    """
     command = [sys.executable, "-m", "inrjax.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if cache is not None:
+        environment["INRJAX_CACHE"] = str(cache)
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would go before
     start = perf_counter()
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)

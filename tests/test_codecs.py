@@ -592,6 +592,12 @@ def test_the_parts_of_a_strumpler_fit_can_be_left_out():
     assert decode_stream(stream).shape == image.shape
 
 
+def test_one_strumpler_fit_serves_every_number_of_bits():
+    image, coarse = IMAGES["photograph"], replace(BASIC, num_bits=5)
+    [coded] = coarse.quantize([image], BASIC.fit([image]))
+    assert [coarse.pack(image, coded)] == coarse.encode([image])
+
+
 # ---------------------------------------------------------------------------- wrong settings
 
 

@@ -506,3 +506,98 @@ def test_width_model_smoke(tmp_path: Path) -> None:
     assert width_model.main(options) == table
     [(width, measured)] = json.loads(table.read_text())["widths"].items()
     assert width == "24" and 8 < measured["log2_bytes"] < 13 and 5 < measured["psnr"] < 40
+
+
+def test_presets_smoke(tmp_path: Path) -> None:
+    from experiments import presets
+    from experiments.activations import read_rows
+
+    options = presets.Options(output=tmp_path, smoke=True)
+    folder = presets.main(options)
+    rows = read_rows(folder / "commands.csv", presets.Command)
+    wanted = presets.commands_of(presets.SMOKE, ("fast",))
+    assert [row.name for row in rows] == list(wanted) and len(rows) == 2
+    for row in rows:
+        assert row.bpp == 8 * row.num_bytes / (48 * 64) and 5 < row.psnr < 60 and row.repeats
+        assert min(row.first_seconds, row.encode_seconds, row.decode_seconds) > 0
+    table = (folder / "table.md").read_text("utf-8")
+    assert table.count("| not measured |") == 3 and "images whose files are equal" in table
+    for seed in presets.SMOKE.seeds:
+        measured = results.read_rows(folder / f"seed={seed}" / "rows.csv")
+        assert [row.codec for row in measured] == ["meta-siren", "latent-grid"]
+        assert {row.seed for row in measured} == {seed}
+        assert all(f"{row.num_bytes} B, {row.psnr:.2f} dB" in table for row in measured)
+    before = (folder / "commands.csv").read_bytes(), table
+    presets.main(options)  # nothing is measured twice
+    assert before == (
+        (folder / "commands.csv").read_bytes(), (folder / "table.md").read_text("utf-8"),
+    )  # fmt: skip
+
+
+def test_scatter_of_known_numbers() -> None:
+    from experiments import presets
+
+    # Deviations of 1, 5 and 2: the mean variance is 10. The means of the columns are 15, 13, 11.
+    found = presets.scatter([[9.0, 10.0, 11.0], [21.0, 16.0, 11.0], [15.0, 13.0, 11.0]])
+    assert found.largest == 10 and found.deviation == pytest.approx(10**0.5)
+    assert found.of_mean == pytest.approx(2)
+    assert presets.scatter([[5.0, 5.0], [7.0, 7.0]]) == (0, 0, 0)
+    assert presets.in_percent([[99.0, 101.0], [2.0, 6.0]]) == [[99, 101], [50, 150]]
+
+
+def test_a_limit_is_judged_by_the_run_with_kept_programs() -> None:
+    from experiments import presets
+
+    row = presets.Command("x", 2, 70.0, 60.0, 1.0, 10, 0.1, 30.0, 1, "")
+    assert presets._within(row, 60) == "yes" and presets._within(row, 59.9) == "no"
+    assert presets._within(row, None) == "no limit"
+    assert presets._within(row._replace(cores=16), 60).startswith("yes, on more cores")
+
+
+def test_width_bits_smoke(tmp_path: Path) -> None:
+    from experiments import width_bits
+
+    options = width_bits.Options(output=tmp_path, smoke=True)
+    folder = width_bits.main(options)
+    rows = results.read_rows(folder / "rows.csv")
+    wanted = {(codec.name, codec.setting) for codec in width_bits.build_codecs(width_bits.SMOKE)}
+    assert {(row.codec, row.setting) for row in rows} == wanted and len(rows) == len(wanted)
+    few, many = (row.num_bytes for row in rows if row.codec == "strumpler-meta")
+    assert few < many  # bits of one fit
+    table = (folder / "table.md").read_text("utf-8")
+    assert "| 4 bits | 8 bits |" in table and "| optimized |" in table
+    assert (folder / "width_bits.png").stat().st_size > 1000
+    width_bits.main(options)  # nothing is measured twice
+    assert results.read_rows(folder / "rows.csv") == rows
+    assert (folder / "table.md").read_text("utf-8") == table
+
+
+def test_the_envelope_is_what_nothing_cheaper_beats() -> None:
+    from experiments.width_bits import Cell, envelope
+
+    cells = [
+        Cell(24, 8, 400, 0.4, 30.0), Cell(24, 4, 100, 0.1, 25.0), Cell(32, 4, 200, 0.2, 28.0),
+        Cell(32, 6, 300, 0.3, 27.0),
+    ]  # fmt: skip
+    assert [(c.width, c.bits) for c in envelope(cells)] == [(24, 4), (32, 4), (24, 8)]
+
+
+def test_crossings_of_known_curves() -> None:
+    import numpy as np
+
+    from experiments.width_bits import crossings
+
+    # Straight lines in the logarithm of the rate, which PCHIP keeps: they meet at 0.2 bpp.
+    rates = [0.05, 0.1, 0.4, 0.8]
+    steep = [(rate, 30 + 3 * np.log2(rate / 0.2)) for rate in rates]
+    flat = [(rate, 30 + np.log2(rate / 0.2)) for rate in rates[1:]]
+    found = crossings(flat, steep)
+    assert found is not None and found.rates == pytest.approx([0.2], rel=1e-3)
+    assert (found.low, found.high, found.is_ahead) == (0.1, 0.8, True)
+    other = crossings(steep, flat)
+    assert other is not None and other.rates == pytest.approx([0.2], rel=1e-3)
+    assert not other.is_ahead
+    above = crossings([(rate, psnr + 9) for rate, psnr in flat], steep)
+    assert above is not None and above.rates == [] and above.is_ahead
+    assert crossings(steep, [(1.0, 30.0), (2.0, 31.0)]) is None
+    assert crossings(steep, flat[:1]) is None

@@ -17,6 +17,7 @@ import numpy as np
 from inrjax import bitstream, decoding, entropy, quantize, trees
 from inrjax.init import Init, find_init
 from inrjax.nets.siren import Encoding, Siren
+from inrjax.quantize import Quantized
 from inrjax.types import BitstreamError, Image, OnProgress, Params
 
 if TYPE_CHECKING:
@@ -105,20 +106,34 @@ class StrumplerBasic:
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
+        return _encode(self, images, on_progress)
+
+    def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
+        """The params fitted to each uint8 (height, width, 3) image, the same for any ``num_bits``;
+        ValueError for another array."""
+        return _fit(self, *self._origin(), images, on_progress)
+
+    def quantize(
+        self,
+        images: Sequence[Image],
+        fitted: Sequence[Params],
+        on_progress: OnProgress | None = None,
+    ) -> list[Quantized]:
+        """What `pack` writes of params that were fitted to the images: AdaRound and retraining."""
+        return _quantize(self, *self._origin(), images, fitted, on_progress)
+
+    def _origin(self) -> tuple[Siren, Origin]:
         import jax
 
         from inrjax import overfit
 
-        decoding.check_images(images)
         key_init, key = jax.random.split(jax.random.key(self.seed))
         net = _basic_net(self.width)
         params = jax.tree.map(np.asarray, overfit.random_params(net, key_init))
         zeros = jax.tree.map(np.zeros_like, params)
-        origin = overfit.Origin(params, None, zeros, np.float32(self.l1), key)
-        coded = _fit(self, net, origin, images, on_progress)
-        return decoding.pack_each(self.pack, images, coded)
+        return net, overfit.Origin(params, None, zeros, np.float32(self.l1), key)
 
-    def pack(self, image: Image, coded: quantize.Quantized) -> bytes:
+    def pack(self, image: Image, coded: Quantized) -> bytes:
         """The stream of an image of this size whose params these are."""
         sections = [self.width.to_bytes(2, "little"), *_coded_sections(coded)]
         height, width = image.shape[:2]
@@ -200,19 +215,33 @@ class StrumplerMeta:
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
+        return _encode(self, images, on_progress)
+
+    def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
+        """The params fitted to each uint8 (height, width, 3) image, the same for any ``num_bits``;
+        ValueError for another array."""
+        return _fit(self, *self._origin(), images, on_progress)
+
+    def quantize(
+        self,
+        images: Sequence[Image],
+        fitted: Sequence[Params],
+        on_progress: OnProgress | None = None,
+    ) -> list[Quantized]:
+        """What `pack` writes of params that were fitted to the images: AdaRound and retraining."""
+        return _quantize(self, *self._origin(), images, fitted, on_progress)
+
+    def _origin(self) -> tuple[Siren, Origin]:
         import jax
 
         from inrjax import overfit
 
-        decoding.check_images(images)
         init = self._own_init()
         params, rates = _float32(init.params), _float32(init.rates) if init.rates else None
         key = jax.random.key(self.seed)
-        origin = overfit.Origin(params, rates, params, np.float32(self.l1), key)
-        coded = _fit(self, init.net, origin, images, on_progress)
-        return decoding.pack_each(self.pack, images, coded)
+        return init.net, overfit.Origin(params, rates, params, np.float32(self.l1), key)
 
-    def pack(self, image: Image, coded: quantize.Quantized) -> bytes:
+    def pack(self, image: Image, coded: Quantized) -> bytes:
         """The stream of an image of this size, the distance of whose params from the init is
         this."""
         digest = self._own_init().digest
@@ -269,38 +298,49 @@ def _float32(tree: Params) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- three fits
 
 
+def _encode(
+    codec: _Strumpler, images: Sequence[Image], on_progress: OnProgress | None
+) -> list[bytes]:
+    later = codec.rounding_steps + codec.retraining_steps
+    first, others = _parts(on_progress, codec.num_steps, later)
+    coded = codec.quantize(images, codec.fit(images, first), others)
+    return decoding.pack_each(codec.pack, images, coded)
+
+
 def _fit(
     codec: _Strumpler,
     net: Siren,
     origin: Origin,
     batch: Sequence[Image],
     on_progress: OnProgress | None,
-) -> list[quantize.Quantized]:
+) -> list[Params]:
+    """The params of each image, before any rounding."""
+    from inrjax import optimizers, overfit
+
+    decoding.check_images(batch)
+    steps, window = codec.num_steps, _window(codec, codec.num_steps)
+    fitting = overfit.Fitting(
+        lambda optimizer, tiles: overfit.SparsePlan(net, optimizer, steps, tiles, window),
+        codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
+        _points(codec),
+        codec.seed,
+    )
+    return overfit.fit_images(batch, fitting, origin, on_progress)
+
+
+def _quantize(
+    codec: _Strumpler,
+    net: Siren,
+    origin: Origin,
+    batch: Sequence[Image],
+    fitted: Sequence[Params],
+    on_progress: OnProgress | None,
+) -> list[Quantized]:
     """The symbols and step indices of each image's distance from the origin's centre."""
     from inrjax import optimizers, overfit
 
-    points, bits = codec.points_per_step or bitstream.MAX_PIXELS, codec.num_bits
-    counts = (codec.num_steps, codec.rounding_steps, codec.retraining_steps)
-    reports = [_part(on_progress, sum(counts[:i]), n, sum(counts)) for i, n in enumerate(counts)]
-
-    def window(num_steps: int) -> int:
-        return max(1, min(_WINDOW, num_steps // 4)) if codec.points_per_step else 1
-
-    def run(
-        make_plan: Any, optimizer: Any, report: Any, shared: Origin, make_datum: Any
-    ) -> list[Params]:
-        fitting = overfit.Fitting(make_plan, optimizer, points, codec.seed, make_datum)
-        return overfit.fit_images(batch, fitting, shared, report)
-
-    fitted = run(
-        lambda optimizer, tiles: overfit.SparsePlan(
-            net, optimizer, counts[0], tiles, window(counts[0])
-        ),
-        codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
-        reports[0],
-        origin,
-        lambda _, points: points,
-    )
+    bits, counts = codec.num_bits, (codec.rounding_steps, codec.retraining_steps)
+    reports = _parts(on_progress, *counts)
     deltas = [_difference(params, origin.centre) for params in fitted]
     grids = [quantize.choose_grid(delta, bits) for delta in deltas]
     left = origin._replace(params=None, rates=None)  # both codecs then share these programs
@@ -309,13 +349,15 @@ def _fit(
     def gridded(i: int, points: Any) -> Gridded:
         return overfit.Gridded(points, deltas[i], _steps(grids[i]), (lowest, highest))
 
+    def run(make_plan: Any, optimizer: Any, report: OnProgress | None) -> list[Params]:
+        fitting = overfit.Fitting(make_plan, optimizer, _points(codec), codec.seed, gridded)
+        return overfit.fit_images(batch, fitting, left, report)
+
     if codec.rounding_steps:
         learned = run(
-            lambda optimizer, tiles: overfit.RoundingPlan(net, optimizer, counts[1], tiles),
+            lambda optimizer, tiles: overfit.RoundingPlan(net, optimizer, counts[0], tiles),
             optimizers.Adam(_ROUNDING_RATE),
-            reports[1],
-            left,
-            gridded,
+            reports[0],
         )
         deltas = [
             _softly_rounded(delta, grid, overfit.soft_roundings(v))
@@ -324,23 +366,35 @@ def _fit(
     if codec.retraining_steps:
         deltas = run(
             lambda optimizer, tiles: overfit.RetrainingPlan(
-                net, optimizer, counts[2], tiles, window(counts[2])
+                net, optimizer, counts[1], tiles, _window(codec, counts[1])
             ),
             optimizers.Adam(_RETRAINING_RATE),
-            reports[2],
-            left,
-            gridded,
+            reports[1],
         )
     return [_rounded(delta, grid, bits) for delta, grid in zip(deltas, grids, strict=True)]
 
 
-def _part(on_progress: OnProgress | None, before: int, steps: int, total: int) -> OnProgress | None:
-    """Progress of one of several fits, in thousandths of a step of all."""
+def _points(codec: _Strumpler) -> int:
+    return codec.points_per_step or bitstream.MAX_PIXELS
+
+
+def _window(codec: _Strumpler, num_steps: int) -> int:
+    return max(1, min(_WINDOW, num_steps // 4)) if codec.points_per_step else 1
+
+
+def _parts(
+    on_progress: OnProgress | None, first: int, second: int
+) -> tuple[OnProgress | None, OnProgress | None]:
+    """Progress of two fits of so many steps, one after the other, in thousandths of a step."""
     if on_progress is None:
-        return None
-    return lambda done, whole: on_progress(
-        1000 * before + 1000 * steps * done // whole, 1000 * total
-    )
+        return None, None
+
+    def part(before: int, steps: int) -> OnProgress:
+        return lambda done, whole: on_progress(
+            1000 * before + 1000 * steps * done // whole, 1000 * (first + second)
+        )
+
+    return part(0, first), part(first, second)
 
 
 def _by_path(function: Callable[..., Any], *all_trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,17 +425,17 @@ def _softly_rounded(
     return {name: {"bias": layer["bias"], "weight": weight(name)} for name, layer in delta.items()}
 
 
-def _rounded(delta: Params, grid: Mapping[str, Any], num_bits: int) -> quantize.Quantized:
+def _rounded(delta: Params, grid: Mapping[str, Any], num_bits: int) -> Quantized:
     symbols = _by_path(
         lambda leaf, step: quantize.clipped(np.asarray(leaf), step, num_bits), delta, _steps(grid)
     )
-    return quantize.Quantized(symbols, grid)
+    return Quantized(symbols, grid)
 
 
 # ---------------------------------------------------------------------------- sections
 
 
-def _coded_sections(coded: quantize.Quantized) -> list[bytes]:
+def _coded_sections(coded: Quantized) -> list[bytes]:
     """The sections ``grid``, ``counts`` and ``symbols``."""
     symbols = trees.ravel(coded.symbols)
     table = entropy.table_of(symbols)
@@ -403,7 +457,7 @@ def _decoded_params(sections: Sequence[bytes], centre: Params) -> dict[str, Any]
     symbols = entropy.decode_pooled(payload, table, trees.count(centre))
     decoding.require_symbols(symbols, grid[: decoding.CHECK_BYTES])
     indices = dict(zip(paths, grid[decoding.CHECK_BYTES :], strict=True))
-    coded = quantize.Quantized(trees.unravel(symbols, centre), trees.from_leaves(indices))
+    coded = Quantized(trees.unravel(symbols, centre), trees.from_leaves(indices))
     return _by_path(
         lambda leaf, delta: (leaf + delta).astype(np.float32), centre, quantize.dequantize(coded)
     )
