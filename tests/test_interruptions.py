@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +286,41 @@ def test_a_checkpoint_without_room_is_an_os_error_and_the_one_before_stays(
     checkpoint.save(here / "run", 2, state, {})
     found = checkpoint.restore(here / "run", state, {})
     assert found is not None and found.step == 2
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import numpy as np
+from inrjax import checkpoint
+state = [np.arange(1000.0) + i for i in range(12)]
+for disk in sys.argv[1:]:
+    try:
+        for step in (1, 2, 3):
+            checkpoint.save(Path(disk, "run"), step, state, {})
+        print("room")
+    except OSError:
+        print("full")
+"""
+
+
+@pytest.mark.skipif(not interruptions.can_mount(), reason="only the superuser may mount a disk")
+def test_a_checkpoint_on_a_full_disk_prints_nothing(here: Path) -> None:
+    """Not from a thread either: orbax's handler of arrays closes an event loop that tensorstore
+    still calls, and each such call is a traceback. It needs several arrays that do not fit."""
+    sizes = (8, 24, 40, 64, 100, 128, 200, 1000)
+    with ExitStack() as stack:
+        for kib in sizes:
+            stack.enter_context(interruptions.mounted(here / str(kib), kib))
+        done = subprocess.run(
+            [sys.executable, "-c", SAVE, *map(str, sizes)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["full"] * 7 + ["room"]
 
 
 def test_meta_training_without_room_says_what_is_kept(
