@@ -204,6 +204,43 @@ def test_ctrl_c_ends_foreign_code(
     assert seconds < 2 or os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
+# Ctrl-C comes as a module is looked for, which the program imports before it reads its options.
+STARTING = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+{before}
+runpy.run_module("inrjax", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(module: str, before: str = "") -> tuple[int, str]:
+    """(exit code, stderr) of a program that Ctrl-C hits as it imports a module."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING.format(before=before), module],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("module", ["inrjax.cli", "tyro", "numpy", "inrjax.codecs.inr"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
+    assert interrupted(module) == (130, "inrjax: stopped\n")
+
+
+def test_a_program_that_is_told_to_ignore_ctrl_c_starts() -> None:
+    """As a shell's background job is."""
+    code, errors = interrupted("tyro", "signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert code == 2 and errors.startswith("inrjax: error: there is no command 'tyro'")
+
+
 def test_a_program_s_own_handler_of_ctrl_c_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cli.main` in somebody else's process ends no process."""
     monkeypatch.setattr(cli.signal, "set_wakeup_fd", lambda *_: pytest.fail("it was taken"))
