@@ -21,7 +21,7 @@ import pytest
 from conftest import photograph
 
 from experiments import interruptions
-from inrjax import checkpoint, cli, codecs, images, trees
+from inrjax import checkpoint, cli, codecs, images, ledger, trees
 
 ROOT = Path(__file__).parents[1]
 FAST = ("--width", str(codecs.inr.WIDTHS[0]), "--steps", "2")
@@ -67,7 +67,11 @@ def save(count: int) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != ledger.NAME
+    }
 
 
 # Kills

@@ -20,6 +20,7 @@ LAYERS = {
     "inrjax.types": 0,
     "inrjax.trees": 0,
     "inrjax.machine": 0,
+    "inrjax.ledger": 0,
     "inrjax.imagefile": 1,
     "inrjax.images": 1,
     "inrjax.metrics": 1,
