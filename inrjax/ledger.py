@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 def digest_of_file(path: Path) -> str | None:
     """SHA-256 of a regular file's bytes, in hexadecimal digits; None for anything else, which may
-    have no end, and for over 2^30 bytes. Raises OSError if it is not there or cannot be read."""
+    have no end, for over 2^30 bytes, and where nothing is. OSError if it cannot be read."""
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         return None
     with path.open("rb") as file:
@@ -46,6 +46,7 @@ def add(folder: Path, entry: Entry) -> None:
     # The first line feed ends what a full disk may have left of a line.
     data = b"\n" + json.dumps(entry._asdict()).encode() + b"\n"
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0)  # a pipe of that name is an error, not a wait
     handle = os.open(folder / NAME, flags | getattr(os, "O_BINARY", 0), 0o666)
     try:
         if os.write(handle, data) != len(data):
