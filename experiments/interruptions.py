@@ -50,7 +50,7 @@ import numpy as np
 import tyro
 
 # What a command would import, and no more: this process must not start JAX, or it cannot be forked.
-from inrjax import cli, codecs, images, metatrain, results
+from inrjax import cli, codecs, images, ledger, metatrain, results
 from inrjax import quickstart as quickstart
 from inrjax.init import load_init, packaged_init
 
@@ -371,7 +371,7 @@ def lost_of(before: set[str], folder: Path) -> list[str]:
 
 def half_written(folder: Path) -> int:
     """Files that a kill left under a temporary name."""
-    return sum(path.is_file() for path in folder.rglob(".*"))
+    return sum(path.is_file() and path.name != ledger.NAME for path in folder.rglob(".*"))
 
 
 # ---------------------------------------------------------------------------- the parts

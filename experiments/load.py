@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
+from experiments import interruptions
 from experiments.kodak_rd import ROOT, markdown
 from experiments.scale import crop, resident_mib
 from inrjax import cli, codecs, datasets, images, results
@@ -202,7 +203,7 @@ def measure_together(config: Config, folder: Path) -> list[Together]:
                 how, config.processes, tuple(p.returncode for p in running),
                 (min(times[name] for name in names), max(times[name] for name in names)),
                 sum(made.get(name) == data for name, data in alone.items()), len(names),
-                looks, bad, sum(path.is_file() for path in (folder / out).glob(".*")),
+                looks, bad, interruptions.half_written(folder / out),
                 tuple(line for _, text in told for line in text.splitlines() if "error" in line),
             )
         )  # fmt: skip

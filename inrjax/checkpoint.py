@@ -1,4 +1,10 @@
-"""Checkpoints of a long run: orbax for the files, and a digest of what it should have read back."""
+"""Checkpoints of a long run: orbax for the steps, which are whole or not there, and a digest of
+what should be read back.
+
+The arrays of a step are one file that is written here, not by orbax's own handler: tensorstore
+writes each array in threads of its own, and where one fails, orbax closes the event loop that the
+others report to. Each of them then prints a traceback, at a moment of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,9 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -65,11 +72,50 @@ def _save(folder: Path, step: int, flat: Mapping[str, np.ndarray], note: Mapping
             manager.delete(leftover)
         manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(flat), note=ocp.args.JsonSave(note)
-            ),
+            args=ocp.args.Composite(arrays=_ArraysSave(flat), note=ocp.args.JsonSave(note)),
             force=True,
         )
+
+
+class _ArraysHandler(ocp.CheckpointHandler):
+    """Arrays as one file: their bytes one after another, in the order of their names. What types
+    and shapes they have, whoever restores them knows, and the digest tells."""
+
+    def save(self, directory: Path, args: _ArraysSave) -> None:
+        """Write the file; OSError where it cannot be."""
+        with open(directory / _ARRAYS_FILE, "wb") as file:
+            for _, leaf in sorted(args.flat.items()):
+                file.write(leaf.tobytes())
+
+    def restore(self, directory: Path, args: _ArraysRestore) -> dict[str, np.ndarray]:
+        """Read it; ValueError where it has not the bytes of arrays like those."""
+        with open(directory / _ARRAYS_FILE, "rb") as file:
+            flat = {name: _read_like(file, leaf) for name, leaf in sorted(args.like.items())}
+            if file.read(1):
+                raise ValueError(f"{directory} holds more than the arrays that were expected")
+        return flat
+
+
+_ARRAYS_FILE = "arrays.bin"
+
+
+def _read_like(file: BinaryIO, like: np.ndarray) -> np.ndarray:
+    data = file.read(like.nbytes)
+    if len(data) != like.nbytes:
+        raise ValueError(f"got {len(data)} bytes of an array, expected {like.nbytes}")
+    return np.ndarray(like.shape, like.dtype, data)
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_save=True)
+@dataclass
+class _ArraysSave(ocp.args.CheckpointArgs):
+    flat: Mapping[str, np.ndarray]
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
+@dataclass
+class _ArraysRestore(ocp.args.CheckpointArgs):
+    like: Mapping[str, np.ndarray]
 
 
 @contextlib.contextmanager
@@ -174,11 +220,12 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 
 def _load(manager: ocp.CheckpointManager, step: int, like: Any, sha256: str):
     """The flat arrays of a step, or None if they are not what was saved."""
-    target = ocp.args.StandardRestore(_flatten(like))
-    state = _read(manager, step, state=target)
-    if state is None:
+    flat = _read(manager, step, arrays=_ArraysRestore(_flatten(like)))
+    if flat is None:  # the earliest version left them to orbax
+        flat = _read(manager, step, state=ocp.args.StandardRestore(_flatten(like)))
+    if flat is None:
         return None
-    flat = {name: np.asarray(leaf) for name, leaf in sorted(state.items())}
+    flat = {name: np.asarray(leaf) for name, leaf in sorted(flat.items())}
     return flat if _digest(flat) == sha256 else None
 
 

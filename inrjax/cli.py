@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import inspect
 import io
 import itertools
@@ -27,8 +28,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -37,7 +38,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
-from inrjax import bitstream, codecs, images, trees
+from inrjax import bitstream, codecs, images, ledger, trees
 from inrjax.grids import GridBase
 from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
 from inrjax.types import Codec, Image, OnProgress
@@ -210,7 +211,7 @@ class Encode:
     overwrite: bool = False
     """Replace files that are there already."""
     resume: bool = False
-    """Keep files that are there already, intact and not older than their pictures; make others."""
+    """Keep files that were made of the same pictures by the same options; make the others."""
     distributed: bool = False
     """Be one of several processes with the same command: SLURM, Open MPI, or as named below."""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT"), _FROM_CLUSTER] = None
@@ -914,12 +915,15 @@ def _encode(options: Encode) -> int:
     with _together(options, each) as team:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
-        pairs = _own_share(codec, target, planned, options, team)
+        settings = _settings(codec, target)
+        pairs = _own_share(settings, planned, options, team)
         _use_every_core()
+        digests: dict[Path, str | None] = {}
         with each.all(len(pairs)):
-            for batch in _batches(pairs, each):
+            for batch in _batches(pairs, each, digests):
                 for path, stream in _streams(codec, target, batch, each):
                     with each.file(), _naming(path):
+                        _record(pairs[path], stream, digests.pop(path), settings)
                         _keep(codec, batch[path], stream, path, pairs[path])
                         each.num_done += 1
     return each.exit_code
@@ -1018,8 +1022,7 @@ def _together(options: Encode, each: Each) -> Iterator[Team | None]:
 
 
 def _own_share(
-    codec: InrCodec,
-    target: Target | None,
+    settings: str,
     pairs: Mapping[Path, Path],
     options: Encode,
     team: Team | None,
@@ -1036,9 +1039,13 @@ def _own_share(
     items = list(pairs.items())
     index, count = (team.place.index, team.place.count) if team else (0, 1)
     missing = distributed.share(range(len(items)), index, count)
+    stale = 0
     if options.resume:
-        missing = [i for i in missing if not _is_made(codec, target, *items[i])]
-    found = {"missing": missing, "command": repr(replace(options, process_id=None))}
+        entries = ledger.read(items[0][1].parent)
+        missing = [i for i in missing if not _is_made(entries, settings, *items[i])]
+        stale = sum(items[i][1].exists() for i in missing)
+    command = repr(replace(options, process_id=None))
+    found = {"missing": missing, "stale": stale, "command": command}
     everyone = team.gather(found) if team else [found]
     if any(other["command"] != found["command"] for other in everyone):
         raise ValueError(
@@ -1047,62 +1054,48 @@ def _own_share(
         )
     to_fit = sorted(i for other in everyone for i in other["missing"])
     if options.resume and index == 0:
+        stale = sum(other["stale"] for other in everyone)
+        if stale:
+            _note(
+                f"{stale} of {len(items)} files are there and are made again: {ledger.NAME} does "
+                "not say that they are of these pictures and options, as they are now"
+            )
         _note(f"{len(items) - len(to_fit)} of {len(items)} files are there and are kept")
     return dict(items[i] for i in distributed.share(to_fit, index, count))
 
 
-def _is_made(codec: InrCodec, wanted: Target | None, path: Path, target: Path) -> bool:
-    """Whether a file is there, is intact, no older than its picture, and of this net and of a
-    picture of this size; with a target, of any net, and as it is wanted."""
+def _is_made(entries: Set[ledger.Entry], settings: str, path: Path, target: Path) -> bool:
+    """Whether a file is there, as it was made of this picture, as it is now, by these settings."""
     try:
-        if target.stat().st_mtime_ns < path.stat().st_mtime_ns:
-            return False  # it may be of another picture, which had this name before
-        data = target.read_bytes()
-        stream = bitstream.peek(data)
-        context = codec.context(stream)
-        bitstream.unpack(data, context)
-        size = _picture_size(path)
-    except (OSError, ValueError):
+        file = ledger.digest_of_file(target)
+        picture = ledger.digest_of_file(path)
+    except OSError:
         return False
-    if size != (stream.height, stream.width):
+    if file is None or picture is None:
         return False
-    if wanted is not None:
-        return stream.tag == codec.tag and _meets(wanted, data, codec, path)
-    if isinstance(codec, codecs.LatentGrid):
-        return codec.is_like(stream)
-    if isinstance(codec, codecs.MetaSiren):
-        same_net = context == (codec.init or packaged_init(codec.width)).digest
-    else:
-        same_net = stream.sections[0] == codec.width.to_bytes(2, "little") + bytes([codec.depth])
-    return same_net
+    return ledger.Entry(file, picture, settings) in entries
 
 
-def _meets(wanted: Target, data: bytes, codec: InrCodec, path: Path) -> bool:
-    from inrjax import metrics, ratecontrol
-
-    try:
-        image, [image_hat] = images.read_image(path).image, codec.decode([data])
-    except ValueError:
-        return False
-    bpp = metrics.bpp(len(data), *image.shape[:2])
-    return wanted.is_met(ratecontrol.Measured(data, bpp, metrics.psnr(image, image_hat)))
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) as `images.read_image` gives it, from the header; ValueError if it is bad."""
-    import PIL.Image
-
-    try:
-        with warnings.catch_warnings(), PIL.Image.open(path) as picture:
-            warnings.simplefilter("ignore")
-            width, height = picture.size
-            turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_TURNED
-    except Exception as error:  # whatever Pillow's parsers raise on bad bytes
-        raise ValueError(f"{path} is not a picture: {error}") from error
-    return (width, height) if turned else (height, width)
+def _settings(codec: InrCodec, target: Target | None) -> str:
+    """All by which a picture's bytes become a file's, as a line of JSON with sorted keys."""
+    shared = ("init", "base")
+    chosen = {
+        field.name: repr(getattr(codec, field.name))
+        for field in fields(codec)
+        if field.name not in shared
+    }
+    if not isinstance(codec, codecs.Coin):
+        chosen["shared"] = codec.shared_digest.hex()
+    return json.dumps({"codec": codec.name, "target": repr(target), **chosen}, sort_keys=True)
 
 
-_EXIF_ORIENTATION, _EXIF_TURNED = 0x0112, (5, 6, 7, 8)
+def _record(target: Path, stream: bytes, picture: str | None, settings: str) -> None:
+    """Note how a file is made, before it is there: no file is without, whenever we are killed."""
+    if picture is None:  # a device or a pipe: nobody can tell later what it was
+        return
+    with _making(target):
+        made = hashlib.sha256(stream).hexdigest()
+        ledger.add(target.parent, ledger.Entry(made, picture, settings))
 
 
 def _inr_codec(options: Encode) -> InrCodec:
@@ -1149,12 +1142,20 @@ def _latent_grid(options: Encode) -> codecs.LatentGrid:
     return codecs.LatentGrid(**chosen, seed=options.seed, base=base)
 
 
-def _batches(paths: Iterable[Path], each: Each) -> Iterator[dict[Path, Image]]:
-    """Pictures, read when they are needed, in batches of bounded size; bad files are reported."""
+def _batches(
+    paths: Iterable[Path], each: Each, digests: dict[Path, str | None]
+) -> Iterator[dict[Path, Image]]:
+    """Pictures, read when they are needed, in batches of bounded size; bad files are reported.
+
+    ``digests`` gets those of the pictures' files, taken before they are read: if one is replaced
+    meanwhile, its digest is not that of what was read, and is not found again either.
+    """
     batch: dict[Path, Image] = {}
     for path in paths:
         image = None
         with each.file():
+            with contextlib.suppress(OSError):  # reading it says what is wrong
+                digests[path] = ledger.digest_of_file(path)
             image = _read_image(path)
         if image is None:
             continue

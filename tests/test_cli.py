@@ -20,7 +20,7 @@ import pytest
 from conftest import photograph
 
 import inrjax
-from inrjax import cli, codecs, compare, images, ratecontrol, trees
+from inrjax import cli, codecs, compare, images, ledger, ratecontrol, trees
 from inrjax.init import load_init, packaged_init, save_init
 from inrjax.results import read_rows, write_rows
 from inrjax.types import RDPoint
@@ -72,10 +72,11 @@ def save(name: str, seed: int = 0) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file and folder below a folder."""
+    """Every file and folder below a folder, but for the list of what was made how."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"folder"
         for path in sorted(folder.rglob("*"))
+        if path.name != ledger.NAME
     }
 
 
@@ -154,8 +155,9 @@ def test_a_limit_in_bytes_is_kept_and_its_files_are_resumed(run: Run, one_width:
     sizes = [len(data) for data in contents(Path("out")).values()]
     assert max(sizes) <= 2200
     again = run(*command, 2200, "--resume")
-    tight = [size < 0.96 * 2200 for size in sizes]  # such a file is made again
-    assert again.code == 0 and len(again.out) == sum(tight)
+    assert (again.code, again.out) == (0, [])
+    other = run(*command, 2190, "--resume")  # another target, although it may be met already
+    assert other.code == 0 and len(other.out) == 2
 
 
 def test_a_target_out_of_reach_is_refused_with_the_nearest(run: Run, one_width: None) -> None:
@@ -448,8 +450,54 @@ def test_resume_makes_what_is_missing_or_not_as_it_should_be(run: Run) -> None:
     assert [line for line in result.err if "kept" in line] == [
         "inrjax: 2 of 6 files are there and are kept"
     ]
+    assert [line for line in result.err if "made again" in line] == [
+        "inrjax: 3 of 6 files are there and are made again: .inrjax-encode.jsonl does not say that "
+        "they are of these pictures and options, as they are now"
+    ]
     assert contents(Path("out")) == whole
     assert run("encode", *pictures, "-o", "out", "--resume", *FAST).out == []
+
+
+def test_resume_makes_again_what_other_options_or_nobody_known_made(run: Run, here: Path) -> None:
+    save("a.png"), save("b.png", 1)
+    (here / "sub").mkdir()
+    command = ("encode", "sub/../a.png", "b.png", "-o", "sub/../out/", "--resume", *FAST[:2])
+    two, three = (*command, "--steps", 2), (*command, "--steps", 3)
+
+    def made(*arguments: object) -> int:
+        result = run(*arguments)
+        assert result.code == 0
+        return len(result.out)
+
+    assert [made(*two), made(*two)] == [2, 0]
+    first = contents(here / "out")
+    assert [made(*three), made(*three), made(*three, "--seed", 1)] == [2, 0, 2]
+    assert made(*two) == 2 and contents(here / "out") == first
+
+    # Dates and names do not count, bytes do.
+    os.utime("a.png", ns=(2**62, 2**62))
+    assert made(*two) == 0
+    Path("out/a.inr").write_bytes(Path("out/b.inr").read_bytes())
+    assert made(*two) == 1 and contents(here / "out") == first
+
+    log = here / "out" / ledger.NAME
+    lines = log.read_bytes().split()
+    log.write_bytes(log.read_bytes()[:-3])  # as a full disk leaves a line
+    again = made(*two)
+    assert again <= 1 and made(*two) == 0 and contents(here / "out") == first
+    for damage in (b"", b"null\n[]\n{}\n\xff\n" + b"[" * 100_000):
+        log.write_bytes(damage)
+        assert [made(*two), made(*two)] == [2, 0]
+    log.unlink()
+    assert [made(*two), made(*two)] == [2, 0]
+    assert lines and contents(here / "out") == first
+
+
+def test_what_was_made_how_is_not_written_through_a_link(run: Run, here: Path) -> None:
+    save("a.png"), (here / "out").mkdir(), (here / "mine").write_text("mine")
+    (here / "out" / ledger.NAME).symlink_to(here / "mine")
+    assert run("encode", "a.png", "-o", "out/", *FAST).code == 1
+    assert (here / "mine").read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------ options

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import pytest
 from conftest import photograph
 
 from experiments import interruptions
-from inrjax import checkpoint, cli, codecs, images, trees
+from inrjax import checkpoint, cli, codecs, images, ledger, trees
 
 ROOT = Path(__file__).parents[1]
 FAST = ("--width", str(codecs.inr.WIDTHS[0]), "--steps", "2")
@@ -67,7 +67,11 @@ def save(count: int) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != ledger.NAME
+    }
 
 
 # Kills
@@ -204,6 +208,43 @@ def test_ctrl_c_ends_foreign_code(
     assert seconds < 2 or os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
+# Ctrl-C comes as a module is looked for, which the program imports before it reads its options.
+STARTING = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+{before}
+runpy.run_module("inrjax", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(module: str, before: str = "") -> tuple[int, str]:
+    """(exit code, stderr) of a program that Ctrl-C hits as it imports a module."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING.format(before=before), module],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("module", ["inrjax.cli", "tyro", "numpy", "inrjax.codecs.inr"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
+    assert interrupted(module) == (130, "inrjax: stopped\n")
+
+
+def test_a_program_that_is_told_to_ignore_ctrl_c_starts() -> None:
+    """As a shell's background job is."""
+    code, errors = interrupted("tyro", "signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert code == 2 and errors.startswith("inrjax: error: there is no command 'tyro'")
+
+
 def test_a_program_s_own_handler_of_ctrl_c_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cli.main` in somebody else's process ends no process."""
     monkeypatch.setattr(cli.signal, "set_wakeup_fd", lambda *_: pytest.fail("it was taken"))
@@ -286,6 +327,41 @@ def test_a_checkpoint_without_room_is_an_os_error_and_the_one_before_stays(
     checkpoint.save(here / "run", 2, state, {})
     found = checkpoint.restore(here / "run", state, {})
     assert found is not None and found.step == 2
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import numpy as np
+from inrjax import checkpoint
+state = [np.arange(1000.0) + i for i in range(12)]
+for disk in sys.argv[1:]:
+    try:
+        for step in (1, 2, 3):
+            checkpoint.save(Path(disk, "run"), step, state, {})
+        print("room")
+    except OSError:
+        print("full")
+"""
+
+
+@pytest.mark.skipif(not interruptions.can_mount(), reason="only the superuser may mount a disk")
+def test_a_checkpoint_on_a_full_disk_prints_nothing(here: Path) -> None:
+    """Not from a thread either: orbax's handler of arrays closes an event loop that tensorstore
+    still calls, and each such call is a traceback. It needs several arrays that do not fit."""
+    sizes = (8, 24, 40, 64, 100, 128, 200, 1000)
+    with ExitStack() as stack:
+        for kib in sizes:
+            stack.enter_context(interruptions.mounted(here / str(kib), kib))
+        done = subprocess.run(
+            [sys.executable, "-c", SAVE, *map(str, sizes)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["full"] * 7 + ["room"]
 
 
 def test_meta_training_without_room_says_what_is_kept(

@@ -245,6 +245,11 @@ class MetaSiren:
         """The stream of what `fit` learned of an image."""
         return _pack(image, learned, self._own_init())
 
+    @property
+    def shared_digest(self) -> bytes:
+        """The digest of what this codec and its decoders share."""
+        return self._own_init().digest
+
     def _own_init(self) -> Init:
         return self.init or packaged_init(self.width)
 

@@ -133,10 +133,10 @@ class LatentGrid:
         """
         return self._base_of(stream).digest
 
-    def is_like(self, stream: bitstream.Stream) -> bool:
-        """Whether a stream is of this codec's base and step size; BitstreamError as `context`."""
-        grid = stream.sections[1]
-        return self.context(stream) == self._own_base().digest and grid[-1:] == bytes([self.step])
+    @property
+    def shared_digest(self) -> bytes:
+        """The digest of what this codec and its decoders share."""
+        return self._own_base().digest
 
     def _base_of(self, stream: bitstream.Stream) -> GridBase:
         decoding.check_sections(stream, self.tag, len(self.sections))
