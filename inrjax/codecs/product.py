@@ -126,7 +126,7 @@ class ProductSiren:
         window = max(1, min(_WINDOW, self.num_steps // 4))
         fitting = overfit.Fitting(
             make_plan=lambda optimizer, tiles: overfit.InitPlan(
-                init.net, optimizer, self.num_steps, tiles, window
+                init.net, optimizer, self.num_steps, tiles, window, overfit.distortion
             ),
             optimizer=self.optimizer or optimizers.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step,

@@ -293,8 +293,8 @@ def _fit(
         return overfit.fit_images(batch, fitting, shared, report)
 
     fitted = run(
-        lambda optimizer, tiles: overfit.SparsePlan(
-            net, optimizer, counts[0], tiles, window(counts[0])
+        lambda optimizer, tiles: overfit.InitPlan(
+            net, optimizer, counts[0], tiles, window(counts[0]), overfit.sparse_distortion
         ),
         codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
         reports[0],
