@@ -1,6 +1,6 @@
 """What experiments have in common beside what they measure: their pictures, and how they end.
 
-Imports no JAX: experiments/interruptions.py forks its process.
+Starts no JAX: experiments/interruptions.py forks its process.
 """
 
 from __future__ import annotations
