@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, note_provenance, smoke_images
-from inrjax import compare, datasets, fit, images, metrics, results, trees
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, note_provenance
+from inrjax import compare, fit, images, metrics, results, trees
 from inrjax.fit import Points
-from inrjax.images import read_image
 from inrjax.nets.sine import sine
 from inrjax.nets.siren import Encoding, layer_name
 from inrjax.optimizers import Adam, Muon
@@ -541,35 +541,20 @@ def centre(image: Image, size: int) -> Image:
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
-def held_back(data: Path | None, part: slice, make: Callable[[Image], Image]) -> dict[str, Image]:
-    """Name -> a picture made of each of some held-back cid22 images."""
-    paths = datasets.cid22_held_back(data)[part]
-    return {path.stem: make(read_image(path).image) for path in paths}
-
-
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
-    data: Path | None = None
     output: Path = ROOT / "results" / "activations"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Cut the crops, run; returns the run folder."""
     config = SMOKE if options.smoke else Config()
     cut = partial(centre, size=config.size)
-    if options.smoke:
-        crops = {name: cut(image) for name, image in smoke_images().items()}
-        tuning = dict(list(crops.items())[:1])
-        crops = dict(list(crops.items())[1 : 1 + config.num_images])
-    else:
-        tuning = held_back(options.data, slice(config.tuning_images), cut)
-        crops = held_back(options.data, slice(-config.num_images, None), cut)
-    folder = run(config, tuning, crops, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    tuning = common.pictures(options, slice(config.tuning_images), cut)
+    crops = common.pictures(options, slice(-config.num_images, None), cut)
+    return common.show(run(config, tuning, crops, options.output))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ import scipy.ndimage
 import skimage.restoration
 import tyro
 
-from experiments import activations
+from experiments import activations, common
 from experiments.activations import Mlp, Problem, Sine, Tanh
-from experiments.kodak_rd import ROOT, markdown, note_provenance, smoke_images
+from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import fit, images, metrics, plots, results
 from inrjax.nets.siren import Encoding, layer_name
 from inrjax.optimizers import Adam
@@ -484,33 +484,24 @@ def draw(config: Config, chosen: Mapping[str, Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
-    data: Path | None = None
     output: Path = ROOT / "results" / "coconet"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Make the thumbnails, run; returns the run folder."""
     config = SMOKE if options.smoke else Config()
-    if options.smoke:
-        made = {
-            name: activations.centre(image, config.size) for name, image in smoke_images().items()
-        }
-        tuning = dict(list(made.items())[: config.tuning_images])
-        thumbnails = dict(list(made.items())[-config.num_images :])
-    else:
-        tuning, thumbnails = (
-            activations.held_back(
-                options.data, part, lambda image: shrink(image, image.shape[0] // config.size)
-            )
-            for part in (slice(config.tuning_images), slice(-config.num_images, None))
-        )
-    folder = run(config, tuning, thumbnails, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+
+    def thumbnail(image: Image) -> Image:
+        if options.smoke:  # a crop is too small to be shrunk
+            return activations.centre(image, config.size)
+        return shrink(image, image.shape[0] // config.size)
+
+    tuning = common.pictures(options, slice(config.tuning_images), thumbnail)
+    thumbnails = common.pictures(options, slice(-config.num_images, None), thumbnail)
+    return common.show(run(config, tuning, thumbnails, options.output))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, metatrain, optimizers, results, trees
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, print_progress
+from inrjax import codecs, metatrain, optimizers, results, trees
 from inrjax.evaluate import evaluate, safe_name
-from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
 from inrjax.results import Summary
 from inrjax.types import Image
@@ -140,13 +140,11 @@ def table(config: Config, num_images: int, summaries: Mapping[str, Summary]) -> 
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "defaults"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
@@ -154,17 +152,10 @@ def main(options: Options) -> Path:
     from inrjax import fit
 
     fit.use_every_core()
-    if options.smoke:
-        [(name, image), *_] = smoke_images().items()
-        config, training, images = SMOKE, [image], {name: image}
-    else:
-        config = options.config
-        training = [read_image(path).image for path in datasets.cid22_train(options.data)]
-        paths = datasets.cid22_held_back(options.data)[: config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-    folder = run(config, training, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    images = common.pictures(options, slice(config.num_images))
+    training = common.training(options)
+    return common.show(run(config, training, images, options.output))
 
 
 if __name__ == "__main__":

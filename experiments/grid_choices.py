@@ -29,22 +29,11 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress, smoke_images
-from inrjax import (
-    codecs,
-    compare,
-    context,
-    datasets,
-    entropy,
-    gridfit,
-    grids,
-    gridtrain,
-    results,
-    trees,
-)
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress
+from inrjax import codecs, compare, context, entropy, gridfit, grids, gridtrain, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.grids import GridBase
-from inrjax.images import read_image
 from inrjax.nets.latent_grid import LatentGridNet
 from inrjax.types import Codec, Image, OnProgress, RDPoint
 
@@ -280,25 +269,18 @@ def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "grid_choices"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Read the images, run; returns the run folder."""
-    if options.smoke:
-        folder = run(SMOKE, dict([*smoke_images().items()][:1]), options.output)
-    else:
-        paths = datasets.cid22_held_back(options.data)[: options.config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-        folder = run(options.config, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments import common
+
 # What a command would import, and no more: this process must not start JAX, or it cannot be forked.
 from inrjax import cli, codecs, images, ledger, metatrain, results
 from inrjax import quickstart as quickstart
@@ -721,9 +723,7 @@ class Options:
 
 def main(options: Options) -> Path:
     """Run, print the table; returns the run folder."""
-    folder = run(SMOKE if options.smoke else options.config, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    return common.show(run(SMOKE if options.smoke else options.config, options.output))
 
 
 if __name__ == "__main__":

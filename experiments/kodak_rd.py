@@ -27,6 +27,7 @@ from typing import Any
 
 import tyro
 
+from experiments.common import smoke_images
 from inrjax import codecs, compare, datasets, optimizers, overfit, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
@@ -355,11 +356,6 @@ def print_progress():
             print(f"{shown} % after {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
 
     return show
-
-
-def smoke_images() -> dict[str, Image]:
-    """Crops of 48 x 64 pixels of the packaged photographs."""
-    return {name: image[100:148, 100:164] for name, image in datasets.packaged().items()}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import interruptions
+from experiments import common, interruptions
 from experiments.kodak_rd import ROOT, markdown
 from experiments.scale import crop, resident_mib
 from inrjax import cli, codecs, datasets, images, results
@@ -344,9 +344,7 @@ class Options:
 
 def main(options: Options) -> Path:
     """Run, print the table; returns the run folder."""
-    folder = run(SMOKE if options.smoke else options.config, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    return common.show(run(SMOKE if options.smoke else options.config, options.output))
 
 
 if __name__ == "__main__":

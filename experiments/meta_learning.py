@@ -36,12 +36,11 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import activations
-from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress, smoke_images
+from experiments import activations, common
+from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress
 from experiments.optimizers import steps_to
-from inrjax import codecs, compare, datasets, fit, metatrain, overfit, plots, results, trees
+from inrjax import codecs, compare, fit, metatrain, overfit, plots, results, trees
 from inrjax.evaluate import evaluate, safe_name
-from inrjax.images import read_image
 from inrjax.init import Init, flat_init, load_init, save_init
 from inrjax.nets.siren import Encoding, Siren
 from inrjax.optimizers import Adam, Muon
@@ -473,12 +472,10 @@ def draw(config: Config, measured: Mapping[str, Measured]) -> Figure:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
-    data: Path | None = None
     output: Path = ROOT / "results" / "meta_learning"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
@@ -486,17 +483,9 @@ def main(options: Options) -> Path:
     fit.use_every_core()
     config = SMOKE if options.smoke else Config()
     cut = partial(activations.centre, size=config.size)
-    if options.smoke:
-        images = {name: cut(image) for name, image in smoke_images().items()}
-        training = list(images.values())[: -config.num_images]
-        images = dict(list(images.items())[-config.num_images :])
-    else:
-        paths = datasets.cid22_train(options.data)
-        training = [cut(read_image(path).image) for path in paths]
-        images = activations.held_back(options.data, slice(-config.num_images, None), cut)
-    folder = run(config, training, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    training = [cut(image) for image in common.training(options)]
+    images = common.pictures(options, slice(-config.num_images, None), cut)
+    return common.show(run(config, training, images, options.output))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, results, trees
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, print_progress
+from inrjax import codecs, results, trees
 from inrjax.evaluate import evaluate, image_digest, row_stream_path
-from inrjax.images import read_image
 from inrjax.init import packaged_init
 from inrjax.types import Codec, Image, OnProgress, Params, RDPoint
 
@@ -300,13 +300,11 @@ def _answer(anchor: str, scores: Mapping[str, Mapping[str, Score | None]]) -> st
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "product_quantization"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
@@ -314,16 +312,9 @@ def main(options: Options) -> Path:
     from inrjax import fit
 
     fit.use_every_core()
-    if options.smoke:
-        [(name, image), *_] = smoke_images().items()
-        config, images = SMOKE, {name: image}
-    else:
-        config = options.config
-        paths = datasets.cid22_held_back(options.data)[: config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-    folder = run(config, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

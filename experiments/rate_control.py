@@ -23,9 +23,9 @@ from typing import Any
 
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, note_provenance, smoke_images
-from inrjax import codecs, datasets, metrics, ratecontrol, results
-from inrjax.images import read_image
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, note_provenance
+from inrjax import codecs, metrics, ratecontrol, results
 from inrjax.types import Image
 
 FIELDS: tuple[str, ...] = (
@@ -162,29 +162,22 @@ def table(config: Config, rows: Sequence[Mapping[str, str]]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "rate_control"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
-    if options.smoke:
-        folder = run(SMOKE, dict([*smoke_images().items()][:1]), options.output)
-    else:
-        if options.config.codec == "meta-siren":
-            from inrjax import fit
+    config = SMOKE if options.smoke else options.config
+    if config.codec == "meta-siren":
+        from inrjax import fit
 
-            fit.use_every_core()
-        paths = datasets.cid22_held_back(options.data)[: options.config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-        folder = run(options.config, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+        fit.use_every_core()
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the decoders of .inr files share: a stream's parts, the init that it names, its pixels.
+"""What the codecs of .inr files share: checks, a stream's parts, its init, its pixels.
 
 Needs numpy alone.
 """
@@ -26,6 +26,31 @@ DIGEST_BYTES = 4
 
 _BLOCK_PIXELS = 1 << 15
 _MAX_THREADS = 32  # each holds up to about 8 MB
+
+
+def check_at_least(codec: Any, **lowest: float) -> None:
+    """Raises ValueError for a field of a codec, by its name, that is below its lowest value."""
+    for name, low in lowest.items():
+        value = getattr(codec, name)
+        if not value >= low:  # nor is NaN
+            raise ValueError(f"got {name} {value}, expected at least {low}")
+
+
+def check_points_per_step(points_per_step: int | None) -> None:
+    """Raises ValueError unless there is a point in a step; None stands for all."""
+    if points_per_step is not None and points_per_step < 1:
+        raise ValueError(
+            f"got points_per_step {points_per_step}, expected at least 1, or None for all"
+        )
+
+
+def check_init(init: Init, width: int) -> None:
+    """Raises ValueError unless the init is of nets of this width that give a place a colour."""
+    net = init.net
+    if net.width != width:
+        raise ValueError(f"got width {width} with an init of width {net.width}: expected the same")
+    if (net.in_dim, net.out_dim) != (2, 3):
+        raise ValueError(f"got an init of {net}, expected in_dim 2 and out_dim 3")
 
 
 def check_images(batch: Sequence[Image]) -> None:

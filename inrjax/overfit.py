@@ -97,8 +97,8 @@ class InitShared(NamedTuple):
 
 
 def init_shared(init: Init, key: jax.Array) -> InitShared:
-    """What `InitPlan` needs of an init. Host arrays: JAX compiles a program for each operation and
-    shape that it is asked for, a quarter of a second here."""
+    """What an `InitPlan` needs of an init. Host arrays: JAX compiles a program for each operation
+    and shape that it is asked for, a quarter of a second here."""
 
     def as_float32(tree):
         return _by_path(lambda _, leaf: np.asarray(leaf, np.float32), tree)
@@ -109,22 +109,29 @@ def init_shared(init: Init, key: jax.Array) -> InitShared:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Distortion alone, from a learned init and its inner steps; `InitShared`, `Points`."""
+    """A fit from given params, and the inner steps before it if there are rates.
+
+    ``shared`` is what the loss needs: an `InitShared` for `distortion`, an `Origin` for
+    `sparse_distortion`. The datum is `Points`.
+    """
 
     net: Siren
     optimizer: Optimizer
     num_steps: int
     tiles_per_step: int
     window: int
+    loss: Callable[[Siren, Params, Any, Points, jax.Array, str | None], jax.Array]
+    """Of (net, params, shared, points, tiles, axis). A function of a module: equal plans, which
+    share one compilation, have the same one."""
 
-    def start(self, shared: InitShared, datum: Points) -> FitState:
-        """The state before the first step: the init after its inner steps."""
+    def start(self, shared: InitShared | Origin, datum: Points) -> FitState:
+        """The state before the first step: the params after their inner steps."""
         params = _adapted(self.net, shared.params, shared.rates, datum)
         return fit.start(params, self.optimizer.build(self.num_steps))
 
     def advance(
         self,
-        shared: InitShared,
+        shared: InitShared | Origin,
         datum: Points,
         state: FitState,
         num_steps: int,
@@ -135,10 +142,22 @@ class InitPlan:
 
         def loss_fn(params, step, key):
             tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
-            return _image_mse(self.net, params, datum, tiles, axis)
+            return self.loss(self.net, params, shared, datum, tiles, axis)
 
         optimizer = self.optimizer.build(self.num_steps)
         return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+
+
+def distortion(
+    net: Siren,
+    params: Params,
+    shared: InitShared,
+    points: Points,
+    tiles: jax.Array,
+    axis: str | None,
+) -> jax.Array:
+    """The loss of an `InitPlan` that is the mean squared error on [0, 1] alone."""
+    return _image_mse(net, params, points, tiles, axis)
 
 
 class ProductDatum(NamedTuple):
@@ -327,7 +346,7 @@ class Origin(NamedTuple):
 
     ``params``: where the first fit starts; ``rates``: of the inner steps that come first, None for
     none; ``centre``: what the coded distances are from, a tree as the params; ``l1``: see
-    `SparsePlan`; ``key``: random.
+    `sparse_distortion`; ``key``: random.
     """
 
     params: Any
@@ -354,43 +373,21 @@ def random_params(net: Siren, key: jax.Array) -> Any:
     return net.init(key)
 
 
-@dataclass(frozen=True)
-class SparsePlan:
-    """Distortion, and the L1 norm of the params' distance from the centre; `Origin`, `Points`.
+def sparse_distortion(
+    net: Siren,
+    params: Params,
+    shared: Origin,
+    points: Points,
+    tiles: jax.Array,
+    axis: str | None,
+) -> jax.Array:
+    """The loss of an `InitPlan` that adds the L1 norm of the params' distance from the centre.
 
     The paper's loss is the mean squared error on [-1, 1] plus ``l1`` times the norm; here both are
     divided by 4, for the error on [0, 1].
     """
-
-    net: Siren
-    optimizer: Optimizer
-    num_steps: int
-    tiles_per_step: int
-    window: int
-
-    def start(self, shared: Origin, datum: Points) -> FitState:
-        """The state before the first step: the origin's params after their inner steps."""
-        params = _adapted(self.net, shared.params, shared.rates, datum)
-        return fit.start(params, self.optimizer.build(self.num_steps))
-
-    def advance(
-        self,
-        shared: Origin,
-        datum: Points,
-        state: FitState,
-        num_steps: int,
-        axis: str | None = None,
-    ) -> tuple[FitState, jax.Array]:
-        """Further steps; see `fit.advance`."""
-        key_tiles, key_steps = jax.random.split(shared.key)
-
-        def loss_fn(params, step, key):
-            tiles = fit.draw_tiles(datum, self.tiles_per_step, step, key_tiles)
-            norm = jnp.sum(jnp.abs(_ravel(params) - _ravel(shared.centre)))
-            return _image_mse(self.net, params, datum, tiles, axis) + shared.l1 / 4 * norm
-
-        optimizer = self.optimizer.build(self.num_steps)
-        return fit.advance(loss_fn, state, optimizer, num_steps, self.window, key_steps)
+    norm = jnp.sum(jnp.abs(_ravel(params) - _ravel(shared.centre)))
+    return _image_mse(net, params, points, tiles, axis) + shared.l1 / 4 * norm
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from inrjax import datasets, results
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"
+    path.stem
+    for path in (ROOT / "experiments").glob("*.py")
+    if path.stem not in ("__init__", "common")
 )
 
 

@@ -321,8 +321,12 @@ def origin_of(centre: Any, l1: float = 0.0) -> overfit.Origin:
     return overfit.Origin(host(INIT(3)), None, centre, np.float32(l1), jax.random.key(0))
 
 
+def sparse_plan(optimizer: optimizers.Optimizer) -> overfit.InitPlan:
+    return overfit.InitPlan(NET, optimizer, STEPS, ALL_TILES, 1, overfit.sparse_distortion)
+
+
 def sparse_fit(centre: Any, l1: float) -> fit.FitResult:
-    plan = overfit.SparsePlan(NET, optimizers.Adam(0.01), STEPS, ALL_TILES, window=1)
+    plan = sparse_plan(optimizers.Adam(0.01))
     [result] = fit.fit_batch(plan, origin_of(centre, l1), [points()])
     return result
 
@@ -348,7 +352,7 @@ def test_the_l1_norm_is_in_the_loss_and_a_larger_one_is_nearer_the_centre() -> N
 
 def test_the_published_schedule_fits_a_batch() -> None:
     halving = optimizers.PlateauAdam(0.01, patience=5, warmup=4)
-    plan = overfit.SparsePlan(NET, halving, STEPS, ALL_TILES, window=1)
+    plan = sparse_plan(halving)
     start = host(INIT(3))
     results = fit.fit_batch(plan, origin_of(start, 1e-5), [points(), points(255 - IMAGE)])
     for result, image in zip(results, (IMAGE, 255 - IMAGE), strict=True):
@@ -359,7 +363,7 @@ def test_a_sparse_fit_starts_at_the_adapted_init() -> None:
     shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
     origin = overfit.Origin(shared.params, shared.rates, shared.params, 0.0, shared.key)
     datum = jax.tree.map(jnp.asarray, points())
-    plan = overfit.SparsePlan(NET, optimizers.Adam(0.01), STEPS, ALL_TILES, window=1)
+    plan = sparse_plan(optimizers.Adam(0.01))
     started = jax.jit(plan.start)(origin, datum).params
     adapted = jax.jit(rate_plan().start)(shared, datum).params["net"]
     np.testing.assert_array_equal(trees.ravel(started), trees.ravel(adapted))

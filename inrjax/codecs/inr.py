@@ -68,13 +68,13 @@ class Coin:
     sections: ClassVar[tuple[str, ...]] = ("net", "weights")
 
     def __post_init__(self):
-        if not (_is_coin_net(self.width, self.depth) and self.num_steps >= 1):
+        if not _is_coin_net(self.width, self.depth):
             raise ValueError(
-                f"got {self}, expected width 1..{MAX_WIDTH}, depth 1..{MAX_DEPTH}, at most "
-                f"{MAX_PARAMS} weights and biases, num_steps >= 1"
+                f"got width {self.width} and depth {self.depth}, expected width 1..{MAX_WIDTH}, "
+                f"depth 1..{MAX_DEPTH}, and at most {MAX_PARAMS} weights and biases"
             )
-        if self.points_per_step is not None and self.points_per_step < 1:
-            raise ValueError(f"got {self}, expected points_per_step >= 1, or None for all")
+        decoding.check_at_least(self, num_steps=1)
+        decoding.check_points_per_step(self.points_per_step)
 
     @property
     def name(self) -> str:
@@ -187,17 +187,8 @@ class MetaSiren:
     sections: ClassVar[tuple[str, ...]] = ("init", "grid", "symbols")
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.slope < 0 or self.points_per_step < 1:
-            raise ValueError(f"got {self}, expected num_steps >= 1, slope >= 0, points >= 1")
-        if self.init is not None and self.init.net.width != self.width:
-            raise ValueError(
-                f"got width {self.width} with an init of width {self.init.net.width}: "
-                "expected the same"
-            )
-        if self.init is not None and (self.init.net.in_dim, self.init.net.out_dim) != (2, 3):
-            raise ValueError(f"got an init of {self.init.net}, expected in_dim 2 and out_dim 3")
-        if self.init is None:
-            packaged_init(self.width)
+        decoding.check_at_least(self, num_steps=1, slope=0, points_per_step=1)
+        decoding.check_init(self._own_init(), self.width)
 
     @property
     def name(self) -> str:

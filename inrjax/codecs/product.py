@@ -84,19 +84,11 @@ class ProductSiren:
     def __post_init__(self):
         if not (1 <= self.num_centroids <= MAX_CENTROIDS and 1 <= self.block <= MAX_BLOCK):
             raise ValueError(
-                f"got {self}, expected num_centroids 1..{MAX_CENTROIDS} and block 1..{MAX_BLOCK}"
+                f"got num_centroids {self.num_centroids} and block {self.block}, expected "
+                f"num_centroids 1..{MAX_CENTROIDS} and block 1..{MAX_BLOCK}"
             )
-        if self.num_steps < 1 or self.tune_steps < 0 or self.points_per_step < 1:
-            raise ValueError(f"got {self}, expected num_steps and points >= 1, tune_steps >= 0")
-        if self.init is not None and self.init.net.width != self.width:
-            raise ValueError(
-                f"got width {self.width} with an init of width {self.init.net.width}: "
-                "expected the same"
-            )
-        if self.init is not None and (self.init.net.in_dim, self.init.net.out_dim) != (2, 3):
-            raise ValueError(f"got an init of {self.init.net}, expected in_dim 2 and out_dim 3")
-        if self.init is None:
-            packaged_init(self.width)
+        decoding.check_at_least(self, num_steps=1, tune_steps=0, points_per_step=1)
+        decoding.check_init(self._own_init(), self.width)
 
     @property
     def name(self) -> str:
@@ -126,7 +118,7 @@ class ProductSiren:
         window = max(1, min(_WINDOW, self.num_steps // 4))
         fitting = overfit.Fitting(
             make_plan=lambda optimizer, tiles: overfit.InitPlan(
-                init.net, optimizer, self.num_steps, tiles, window
+                init.net, optimizer, self.num_steps, tiles, window, overfit.distortion
             ),
             optimizer=self.optimizer or optimizers.Muon(overfit.LEARNING_RATE),
             points_per_step=self.points_per_step,

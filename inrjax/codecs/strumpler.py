@@ -195,13 +195,7 @@ class StrumplerMeta:
 
     def __post_init__(self):
         _check_fields(self)
-        net = self._own_init().net
-        if net.width != self.width:
-            raise ValueError(
-                f"got width {self.width} with an init of width {net.width}: expected the same"
-            )
-        if (net.in_dim, net.out_dim) != (2, 3):
-            raise ValueError(f"got an init of {net}, expected in_dim 2 and out_dim 3")
+        decoding.check_init(self._own_init(), self.width)
 
     @property
     def name(self) -> str:
@@ -278,13 +272,10 @@ _Strumpler: TypeAlias = StrumplerBasic | StrumplerMeta
 
 
 def _check_fields(codec: _Strumpler) -> None:
-    steps = (codec.rounding_steps, codec.retraining_steps)
-    if not (2 <= codec.num_bits <= 8 and codec.num_steps >= 1 and min(steps) >= 0 <= codec.l1):
-        raise ValueError(
-            f"got {codec}, expected num_bits 2..8, num_steps >= 1, and the other steps and l1 >= 0"
-        )
-    if codec.points_per_step is not None and codec.points_per_step < 1:
-        raise ValueError(f"got {codec}, expected points_per_step >= 1, or None for all")
+    if not 2 <= codec.num_bits <= 8:
+        raise ValueError(f"got num_bits {codec.num_bits}, expected 2..8")
+    decoding.check_at_least(codec, num_steps=1, rounding_steps=0, retraining_steps=0, l1=0)
+    decoding.check_points_per_step(codec.points_per_step)
 
 
 def _basic_net(width: int) -> Siren:
@@ -320,7 +311,9 @@ def _fit(
     decoding.check_images(batch)
     steps, window = codec.num_steps, _window(codec, codec.num_steps)
     fitting = overfit.Fitting(
-        lambda optimizer, tiles: overfit.SparsePlan(net, optimizer, steps, tiles, window),
+        lambda optimizer, tiles: overfit.InitPlan(
+            net, optimizer, steps, tiles, window, overfit.sparse_distortion
+        ),
         codec.optimizer or optimizers.Adam(LEARNING_RATE, final=0.0),
         _points(codec),
         codec.seed,

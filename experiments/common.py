@@ -1,0 +1,53 @@
+"""What experiments have in common beside what they measure: their pictures, and how they end.
+
+Starts no JAX: experiments/interruptions.py forks its process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inrjax import datasets
+from inrjax.images import read_image
+from inrjax.types import Image
+
+
+@dataclass(frozen=True)
+class Options:
+    """The part of a command line that says which pictures: those in ``data``, or small crops."""
+
+    data: Path | None = None
+    smoke: bool = False
+
+
+def smoke_images() -> dict[str, Image]:
+    """Crops of 48 x 64 pixels of the packaged photographs."""
+    return {name: image[100:148, 100:164] for name, image in datasets.packaged().items()}
+
+
+def pictures(
+    options: Options, part: slice, make: Callable[[Image], Image] | None = None
+) -> dict[str, Image]:
+    """Name -> image, or what ``make`` makes of it, for a part of the cid22 images that were held
+    back from training; with ``smoke``, for that part of the small crops."""
+    if options.smoke:
+        images = dict([*smoke_images().items()][part])
+    else:
+        paths = datasets.cid22_held_back(options.data)[part]
+        images = {path.stem: read_image(path).image for path in paths}
+    return {name: make(image) for name, image in images.items()} if make else images
+
+
+def training(options: Options) -> list[Image]:
+    """All training images of cid22; with ``smoke``, the first small crop."""
+    if options.smoke:
+        return [*smoke_images().values()][:1]
+    return [read_image(path).image for path in datasets.cid22_train(options.data)]
+
+
+def show(folder: Path) -> Path:
+    """Print the table of a run folder, and return the folder."""
+    print((folder / "table.md").read_text("utf-8"))
+    return folder
