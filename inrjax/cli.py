@@ -916,6 +916,8 @@ def _encode(options: Encode) -> int:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
         settings = _settings(codec, target)
+        # A single file that is named is not what --resume is for: it gets no list beside it.
+        listed = options.resume or Path(options.output) not in planned.values()
         pairs = _own_share(settings, planned, options, team)
         _use_every_core()
         digests: dict[Path, str | None] = {}
@@ -923,7 +925,9 @@ def _encode(options: Encode) -> int:
             for batch in _batches(pairs, each, digests):
                 for path, stream in _streams(codec, target, batch, each):
                     with each.file(), _naming(path):
-                        _record(pairs[path], stream, digests.pop(path), settings)
+                        picture = digests.pop(path)
+                        if listed:
+                            _record(pairs[path], stream, picture, settings)
                         _keep(codec, batch[path], stream, path, pairs[path])
                         each.num_done += 1
     return each.exit_code

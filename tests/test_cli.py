@@ -458,6 +458,12 @@ def test_resume_makes_what_is_missing_or_not_as_it_should_be(run: Run) -> None:
     assert run("encode", *pictures, "-o", "out", "--resume", *FAST).out == []
 
 
+def test_a_single_file_has_no_list_beside_it(run: Run, here: Path) -> None:
+    save("a.png")
+    assert run("encode", "a.png", "-o", "a.inr", *FAST).code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["a.inr", "a.png"]
+
+
 def test_resume_makes_again_what_other_options_or_nobody_known_made(run: Run, here: Path) -> None:
     save("a.png"), save("b.png", 1)
     (here / "sub").mkdir()
