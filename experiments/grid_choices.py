@@ -131,15 +131,15 @@ def _components(net: LatentGridNet) -> list[int]:
 def own_levels(net: LatentGridNet, latents: Sequence[np.ndarray]) -> list[int]:
     """For each band, by grid, the level of scale that its latents take the fewest bits at; for a
     low one, what is left of its prediction from west and north."""
+    scales = 2.0 ** ((np.arange(entropy.NUM_LEVELS) - 16) / 4)
     levels = []
     for own in [*latents[: net.levels], low_residuals(latents[-1])]:
         for band in range(own.shape[-1]):
             magnitudes, counts = np.unique(np.abs(own[..., band]), return_counts=True)
-            bits = [
-                np.sum(counts * np.asarray(entropy.bits(magnitudes, 2.0 ** ((level - 16) / 4))))
-                for level in range(entropy.NUM_LEVELS)
-            ]
-            levels.append(int(np.argmin(bits)))
+            # Few lengths, since each is compiled anew.
+            pad = (0, (1 << len(counts).bit_length()) - len(counts))
+            bits = np.asarray(entropy.bits(np.pad(magnitudes, pad)[:, None], scales))
+            levels.append(int(np.argmin(np.pad(counts, pad) @ bits)))
     return levels
 
 
