@@ -39,7 +39,7 @@ def on_axis(percent: float) -> float:
 
 
 TICKS = (-75, -50, 0, 100, 300)
-"""Percent: a quarter of the bits to four times as many."""
+"""Percent: a quarter of the bits to four times as many. Every other one has its number."""
 
 
 class Line(NamedTuple):
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 def bd_rates(source: Source, style: Style) -> Figure:
     """BD-rates of ours against each codec measured here, with 95 % intervals, and, apart, against
-    published curves.
+    published curves. Slides show no numbers.
 
     Curves of means over all the qualities that both cover; the tables say which. The
     intervals are percentile bootstraps over images (`numbers.bd_rate_with_interval`); published
@@ -76,9 +76,11 @@ def bd_rates(source: Source, style: Style) -> Figure:
         for end in value.reach
     ]
     low, high = min(*ends, on_axis(TICKS[0])), max(*ends, on_axis(TICKS[-1]))
-    margin = 0.022 * style.font * (high - low)  # numbers stand beside the marks
+    margin = (0.25 if has_numbers(style) else 0.05) * (high - low)
     sides[0].set_xlim(low - margin, high + margin)
-    sides[0].set_xticks([on_axis(tick) for tick in TICKS], [f"{tick:+d}" for tick in TICKS])
+    labels = [f"{tick:+d}" if tick else "0" for tick in TICKS]
+    labels[1::2] = [""] * len(labels[1::2])
+    sides[0].set_xticks([on_axis(tick) for tick in TICKS], labels)
     figure.supxlabel(
         "BD-rate of ours against each codec (%; fewer bits below 0; logarithmic in the ratio)",
         fontsize=style.font,
@@ -86,6 +88,11 @@ def bd_rates(source: Source, style: Style) -> Figure:
     handles = [_handle(look) for look in looks.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def has_numbers(style: Style) -> bool:
+    """Whether numbers stand beside the marks: the letters of a slide leave no room for them."""
+    return style.height is None
 
 
 def measured_lines(source: Source) -> list[Line]:
@@ -138,8 +145,9 @@ def _draw(
                 axes.plot(value.reach, (place, place), color=look.colour, marker="|", zorder=2)
             axes.plot(marks[index], place, zorder=3, **_mark(look))
             # The lower number on the left, so that two never meet.
-            _write(axes, style, value, place, left=index == 0 and len(ordered) > 1)
-    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+            if has_numbers(style):
+                _write(axes, style, value, place, left=index == 0 and len(ordered) > 1)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0.9)  # over the grid
     axes.set_yticks(range(len(lines)), [line.label for line in lines])
     axes.set_ylim(rows - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

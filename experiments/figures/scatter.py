@@ -45,7 +45,7 @@ def images(source: Source, style: Style) -> Figure:
         if name == METASIREN:
             rates = {image: rate for image, (_, rate) in points.items()}
             hardest = sorted(points, key=lambda image: points[image])[:NUM_LABELLED]
-            _name(left, style, points, [*outliers(rates), *hardest])
+            _name(left, style, points, [*outliers(rates), *hardest], "left")
     left.margins(x=0.14)
     left.axhline(0, color="0.4", linewidth=0.8)
     left.set_xlabel(f"PSNR of {known[ANCHOR].label} (dB)")
@@ -95,7 +95,12 @@ def _beside(
         everywhere += [value for pair in points.values() for value in pair]
         _scatter(axes, style, points, known[name])
         gains = {image: y - x for image, (x, y) in points.items()}
-        _name(axes, style, points, outliers(gains, 1), below=name == METASIREN)
+        lowest, highest = outliers(gains, 1)
+        if name == METASIREN:  # the other's points lie above
+            _name(axes, style, points, [lowest, highest], "below")
+        else:
+            _name(axes, style, points, [lowest], "right")
+            _name(axes, style, points, [highest], "left")
     low, high = min(everywhere) - 0.5, max(everywhere) + 0.5
     axes.plot([low, high], [low, high], color="0.4", linewidth=0.8, zorder=1)
     axes.set(xlim=(low, high), ylim=(low, high))
@@ -123,23 +128,26 @@ def outliers(values: dict[str, float], count: int = NUM_LABELLED) -> list[str]:
     return list(dict.fromkeys([*ordered[:count], *ordered[-count:]]))
 
 
-def _name(
-    axes: Axes,
-    style: Style,
-    points: Points,
-    images: list[str],
-    below: bool = False,
-) -> None:
-    """Write an image's name left of its point, or below; the points lie over the names."""
+_SIDES = {
+    "left": ((-1, 0), "right", "center"),
+    "right": ((1, 0), "left", "center"),
+    "below": ((0, -1), "center", "top"),
+}
+"""Direction from the point, and the alignment of the name there."""
+
+
+def _name(axes: Axes, style: Style, points: Points, images: list[str], side: str) -> None:
+    """Write an image's name beside its point; the points lie over the names."""
+    (x, y), horizontal, vertical = _SIDES[side]
     offset = 2 + style.marker / 2
     for image in dict.fromkeys(images):
         axes.annotate(
             image.removeprefix("kodim"),
             points[image],
-            xytext=(0, -offset) if below else (-offset, 0),
+            xytext=(x * offset, y * offset),
             textcoords="offset points",
-            ha="center" if below else "right",
-            va="top" if below else "center",
+            ha=horizontal,
+            va=vertical,
             path_effects=[withStroke(linewidth=2, foreground="white")],
             zorder=2,
         )
