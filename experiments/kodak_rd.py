@@ -348,8 +348,13 @@ def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None
     """The rate-distortion figure, png and pdf."""
     curves = results.published_curves(results.read_published(PUBLISHED)) if with_published else {}
     shown = published.curves_to_show(curves, published.KODAK_RD)
-    limits = {"bpp_range": (0.0, 0.7), "psnr_range": (21.0, 34.0)} if with_published else {}
-    plots.save(plots.rd_figure(results.measured_curves(summaries), *shown, **limits), path)
+    figure = plots.rd_figure(
+        results.measured_curves(summaries),
+        *shown,
+        bpp_range=(0.0, 0.7) if with_published else None,
+        psnr_range=(21.0, 34.0) if with_published else None,
+    )
+    plots.save(figure, path)
 
 
 # ---------------------------------------------------------------------------- the command line

@@ -743,7 +743,7 @@ def test_bdrate_picture_by_picture(run: Run) -> None:
     values = [of["bd_rate_percent"] for of in found["images"].values()]
     mean = found["bd_rate_percent"]["mean_of_images"]["value"]
     assert sum(values) / 3 == pytest.approx(mean)
-    assert run("bdrate", "a.csv", "far.csv", "--per-image").out[-1].split() == ["kodim02", "-", "-"]
+    assert run("bdrate", "a.csv", "far.csv", "--per-image").out[-1].split()[:2] == ["kodim02", "-"]
 
 
 @pytest.mark.usefixtures("few_resamples")

@@ -101,7 +101,7 @@ def our_streams(pictures: dict[str, Image], fit: Fit, cache: Path) -> dict[str, 
 
 @dataclass(frozen=True)
 class KeptFiles:
-    """Files of slow codecs: read from a folder, or coded and kept there."""
+    """Files of slow codecs, all .inr: read from a folder, or coded and kept there."""
 
     folder: Path
 
@@ -109,7 +109,7 @@ class KeptFiles:
         """The codec's file of an image."""
         base = grids.packaged_base().digest.hex()[:8]
         digest = trees.digest({"image": image}).hex()[:12]
-        path = self.folder / f"{codec.name}_{codec.setting}_{base}_{digest}{codec.suffix}"
+        path = self.folder / f"{codec.name}_{codec.setting}_{base}_{digest}.inr"
         if not path.exists():
             [data] = codec.encode([image])
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.figures import numbers
 from experiments.figures.source import VARIANTS, Source, ours_last
@@ -34,11 +35,13 @@ def psnr_seconds(source: Source, style: Style) -> Figure:
         handles.append(draw_curve(left, curve, look))
         handles[-1].set_linestyle("none")  # seconds are noisy: a line through them is a scribble
         _point(right, group, look)
-    for axes, title in ((left, "every setting"), (right, f"at {AT_BPP} bpp, interpolated")):
+    for axes, title in ((left, "every setting"), (right, f"at {AT_BPP} bpp,\ninterpolated")):
         axes.set_xscale("log")
         axes.set_title(title)
-        axes.set_ylabel("PSNR (dB)")
+        # Labels of one width, whatever the height becomes: the layout is made before the ticks.
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
+    left.set_ylabel("PSNR (dB)")
     sizes = sorted({row.batch_size for row in source.measured})
     of = f"of {sizes[0]}" if len(sizes) == 1 else f"of {sizes[0]} to {sizes[-1]}"
     lines = [f"encode seconds an image (wall, in batches {of} images)"]

@@ -63,7 +63,8 @@ def networks(source: Source, style: Style) -> Figure:
     the published ones.
     """
     shown = ("coin", *STRUMPLER, *OURS)
-    measured = {name: curve for name, curve in _measured(source).items() if name in shown}
+    groups = (source.summaries.get(name, ()) for name in shown)
+    measured = results.measured_curves(summary for group in groups for summary in group)
     return rd_figure(
         ours_last(measured),
         *curves_to_show(results.published_curves(source.published), NETWORKS),

@@ -37,8 +37,10 @@ ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 LABELS = {method.name: method.label for method in METHODS}
 """How a published method is printed."""
 
-VARIANTS = ("jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized")
-"""Codecs among the bars and in the tables only: with their curves, there would be too many."""
+VARIANTS = (
+    "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
+)  # fmt: skip
+"""Codecs left out where all codecs' curves are: there would be too many."""
 
 NETWORKS = tuple(method.name for method in in_group(INR))
 """Published codecs whose file is a coordinate network, as ours."""
