@@ -106,7 +106,10 @@ if verb == "decode":
         start = time.perf_counter()
         decode(stream)
         warm.append(time.perf_counter() - start)
+from inrjax.machine import peak_memory
+
 report = {"marks": marks, "warm": min(warm, default=None), "over": time.time()}
+report["memory"] = peak_memory()
 with open(target, "w") as file:
     json.dump(report, file)
 sys.exit(code)
@@ -129,14 +132,13 @@ def run_command(arguments: Sequence[str], cache: Path, phases: Sequence[str]) ->
         )
         assert child.stderr is not None
         told = child.stderr.read()
-        _, status, usage = os.wait4(child.pid, 0)
+        child.wait()
         end = time.time()
-        child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise RuntimeError(f"inrjax {' '.join(arguments)} failed: {told}")
         found = json.loads(report.read_text("utf-8"))
     return seconds_of(found, start, end, phases) | {
-        "memory": usage.ru_maxrss / 2**10,  # Linux counts KiB
+        "memory": found["memory"] / 2**20,
         **({} if found["warm"] is None else {"warm": found["warm"]}),
     }
 

@@ -352,13 +352,7 @@ def _peak_mib() -> float:
     stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if stats:
         return stats["peak_bytes_in_use"] / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says on Linux began before this program was loaded
-        return float(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return machine.peak_memory() / 2**20
 
 
 # ---------------------------------------------------------------------------- the table

@@ -24,8 +24,8 @@ from typing import Literal
 
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, metrics, results
+from experiments.kodak_rd import ROOT, bd_rate_text, markdown, print_progress, smoke_images
+from inrjax import codecs, datasets, results
 from inrjax.codecs import classic, fmm, modern, vvc
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
@@ -146,13 +146,15 @@ def table(config: Config, rows: Sequence[RDPoint]) -> str:
     return "\n\n".join([*parts, "## All settings", _points(summaries)]) + "\n"
 
 
-Curve = Sequence[tuple[float, float]]
-
-
 def _bd_rates(summaries: Sequence[Summary]) -> str:
     curves = results.measured_curves(summaries)
     lines = [
-        [name, FLAGS[name], f"{curve[0][0]:.3f}-{curve[-1][0]:.3f}", bd_rate(curves[ANCHOR], curve)]
+        [
+            name,
+            FLAGS[name],
+            f"{curve[0][0]:.3f}-{curve[-1][0]:.3f}",
+            bd_rate_text(curves[ANCHOR], curve),
+        ]
         for name, curve in curves.items()
     ]
     return markdown(["codec", "flags", "bpp", f"BD-rate against {ANCHOR}"], lines)
@@ -164,20 +166,10 @@ def _published(summaries: Sequence[Summary]) -> str:
         results.read_published(ROOT / "results" / "published" / "kodak.csv")
     )
     lines = [
-        [name, other, bd_rate(published[other], curves[name])] for name, other in PUBLISHED.items()
+        [name, other, bd_rate_text(published[other], curves[name])]
+        for name, other in PUBLISHED.items()
     ]
     return markdown(["codec, measured", "published curve", "BD-rate of ours against it"], lines)
-
-
-def bd_rate(anchor: Curve, curve: Curve) -> str:
-    """The BD-rate of a (bpp, PSNR) curve with the range of PSNR that it covers, as text."""
-    columns = [[value[i] for value in c] for c in (anchor, curve) for i in (0, 1)]
-    ends = [(min(psnrs), max(psnrs)) for psnrs in columns[1::2]]
-    low, high = max(end[0] for end in ends), min(end[1] for end in ends)
-    if low >= high or min(len(anchor), len(curve)) < 2:
-        return "no overlap"
-    rate = metrics.bd_rate(*columns)
-    return f"{rate.percent:+.1f} % ({rate.low_db:.1f}-{rate.high_db:.1f} dB)"
 
 
 def _points(summaries: Sequence[Summary]) -> str:

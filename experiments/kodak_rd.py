@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,17 @@ from typing import Any
 import tyro
 
 from experiments.common import smoke_images
-from inrjax import codecs, compare, datasets, optimizers, overfit, plots, published, results
+from inrjax import (
+    codecs,
+    compare,
+    datasets,
+    machine,
+    optimizers,
+    overfit,
+    plots,
+    published,
+    results,
+)
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image, write_image
@@ -109,7 +118,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
         build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
     )
     if before == 0:  # this process fitted every batch, so the memory it took is theirs
-        update_costs(folder, {"peak_memory_batch_gib": _gib(resource.getrusage(_SELF).ru_maxrss)})
+        update_costs(folder, {"peak_memory_batch_gib": machine.peak_memory() / 2**30})
     measure_costs(config, images, folder)
     report(config, folder, rows)
     return folder
@@ -176,31 +185,36 @@ def update_costs(folder: Path, costs: Mapping[str, float]) -> None:
 
 
 def time_cli(arguments: Sequence[str], cache: Path | None = None) -> tuple[float, float]:
-    """Wall seconds and peak memory in GiB of one command line in a fresh process; ``cache`` is
-    where compiled programs are kept, the user's own folder without it.
+    """Wall seconds and peak memory in GiB of one command line in a fresh process, which says itself
+    what it held: the system adds what this one holds. ``cache`` is where compiled programs are
+    kept, the user's own folder without it.
 
     Raises RuntimeError if the command fails.
     """
-    command = [sys.executable, "-m", "inrjax.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if cache is not None:
         environment["INRJAX_CACHE"] = str(cache)
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would go before
     start = perf_counter()
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     seconds = perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with exit code {child.returncode}")
-    return seconds, _gib(usage.ru_maxrss)
+    if done.returncode:
+        raise RuntimeError(f"inrjax {' '.join(arguments)} ended with exit code {done.returncode}")
+    return seconds, int(done.stdout.splitlines()[-1]) / 2**30
 
 
-_SELF = resource.RUSAGE_SELF
-
-
-def _gib(max_resident: int) -> float:
-    return max_resident / 2**20  # Linux counts KiB
+_COMMAND = """
+import sys
+from inrjax import cli, machine
+code = cli.main(sys.argv[1:])
+print(machine.peak_memory())
+sys.exit(code)
+"""
 
 
 # ---------------------------------------------------------------------------- tables, figure
@@ -213,19 +227,18 @@ def table(
     costs: Mapping[str, float],
 ) -> str:
     """All measured numbers as Markdown; published ones in columns of their own."""
+    coin = f"COIN {config.coin_steps} of {config.coin_points_per_step} (as published: 50,000 "
+    coin = f"{coin}full-image steps of Adam); " if config.coin_shapes else ""
     parts = [
         f"# Rate and distortion on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
-        f"steps of {config.points_per_step} pixels, COIN {config.coin_steps} steps of "
-        f"{config.coin_points_per_step}, both of Muon (COIN as published: 50,000 full-image steps "
-        "of Adam); PSNR is the mean of the images' PSNRs, the "
-        "PSNR of the mean error beside it. Bytes are whole files; what a decoder shares beside "
-        "them (the init) is in its own column.",
+        f"steps of {config.points_per_step} pixels of Muon; {coin}PSNR is the mean of the images' "
+        "PSNRs, the PSNR of the mean error beside it. Bytes are whole files; what a decoder shares "
+        "beside them (the init) is in its own column.",
         _points(summaries),
         "## BD-rate of MetaSiren",
         _bd_rates(config, rows, summaries),
-        "## COIN, measured and published",
-        _coin(config, summaries),
+        *(_coin(config, summaries) if config.coin_shapes else ()),
         "## Cost",
         _costs(rows, costs),
     ]
@@ -272,7 +285,12 @@ def _bd_rates(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summa
         images = compare.bd_rates_of_images(by_codec[anchor], by_codec["meta-siren"])
         mean = f"{fmean(images.values()):+.1f} % ({len(images)} images)" if images else "no overlap"
         lines.append(
-            [anchor, _bd_rate(curves[anchor], ours), mean, _bd_rate(curves[anchor], ours, (26, 32))]
+            [
+                anchor,
+                bd_rate_text(curves[anchor], ours),
+                mean,
+                bd_rate_text(curves[anchor], ours, (26, 32)),
+            ]
         )
     header = [
         "anchor, measured", "curve of means", "mean of per-image BD-rates",
@@ -283,12 +301,12 @@ def _bd_rates(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summa
     theirs = results.published_curves(results.read_published(PUBLISHED))
     other = markdown(
         ["anchor, published (not measured here)", "BD-rate of our measured curve against it"],
-        [[name, _bd_rate(theirs[name], ours)] for name in published.KODAK_RD],
+        [[name, bd_rate_text(theirs[name], ours)] for name in published.KODAK_RD],
     )
     return markdown(header, lines) + "\n\n" + other
 
 
-def _bd_rate(
+def bd_rate_text(
     anchor: compare.Points, curve: compare.Points, interval: compare.Interval | None = None
 ) -> str:
     """BD-rate with the range of PSNR it covers: the common one, cut to the interval in dB."""
@@ -299,7 +317,7 @@ def _bd_rate(
     return f"{rate.percent:+.1f} % ({rate.low_db:.1f}-{rate.high_db:.1f} dB)"
 
 
-def _coin(config: Config, summaries: Sequence[Summary]) -> str:
+def _coin(config: Config, summaries: Sequence[Summary]) -> list[str]:
     measured = {s.setting: s for s in summaries if s.codec == "coin"}
     lines = []
     for width, depth in config.coin_shapes:
@@ -312,7 +330,7 @@ def _coin(config: Config, summaries: Sequence[Summary]) -> str:
         "layers x width", "bpp measured", f"PSNR measured, {config.coin_steps} steps",
         "bpp published", "PSNR published, 50,000 steps",
     ]  # fmt: skip
-    return markdown(header, lines)
+    return ["## COIN, measured and published", markdown(header, lines)]
 
 
 def _costs(rows: Sequence[RDPoint], costs: Mapping[str, float]) -> str:
@@ -338,8 +356,13 @@ def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None
     """The rate-distortion figure, png and pdf."""
     curves = results.published_curves(results.read_published(PUBLISHED)) if with_published else {}
     shown = published.curves_to_show(curves, published.KODAK_RD)
-    limits = {"bpp_range": (0.0, 0.7), "psnr_range": (21.0, 34.0)} if with_published else {}
-    plots.save(plots.rd_figure(results.measured_curves(summaries), *shown, **limits), path)
+    figure = plots.rd_figure(
+        results.measured_curves(summaries),
+        *shown,
+        bpp_range=(0.0, 0.7) if with_published else None,
+        psnr_range=(21.0, 34.0) if with_published else None,
+    )
+    plots.save(figure, path)
 
 
 # ---------------------------------------------------------------------------- the command line

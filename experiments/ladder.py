@@ -27,7 +27,16 @@ from typing import Any, NamedTuple
 import tyro
 
 from experiments.figures import numbers
-from experiments.figures.source import ANCHOR, LABELS, date_of, is_complete
+from experiments.figures.source import (
+    ANCHOR,
+    LABELS,
+    LATENT_GRID,
+    METASIREN,
+    STRUMPLER,
+    Found,
+    find_codecs,
+    ours_last,
+)
 from experiments.figures.tables import RATES
 from experiments.kodak_rd import PUBLISHED, ROOT, markdown
 from inrjax import bitstream, context, grids, plots, results
@@ -39,28 +48,17 @@ from inrjax.published import KODAK_RD, curves_to_show
 from inrjax.results import Summary
 from inrjax.types import BitstreamError, RDPoint
 
-EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "classic_rd")
-"""Whose runs are looked through, in this order."""
-
-NETWORKS = ("coin", "strumpler-basic", "strumpler-meta", "meta-siren")
+NETWORKS = ("coin", *STRUMPLER, METASIREN)
 """Codecs whose file is a coordinate network, from the oldest."""
 
-RUNGS = (*NETWORKS, "latent-grid")
+RUNGS = (*NETWORKS, LATENT_GRID)
 """Codecs that overfit a picture; the last one's file is latents on grids."""
 
 CLASSIC = ("jpeg", ANCHOR, "jpeg-mozjpeg", "jpeg2000", "webp", "jpeg-xl", "hevc", "avif", "vvc")
 """Codecs that they are measured beside."""
 
-STRUMPLER = "Strumpler meta-learned (7 bit)"
+PUBLISHED_ANCHOR = "Strumpler meta-learned (7 bit)"
 LOW_RATE = (0.0, 0.2)
-
-
-class Found(NamedTuple):
-    """A codec's rows, the run they come from, and that run's config."""
-
-    run: Path
-    rows: list[RDPoint]
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,25 +72,8 @@ class Ladder:
     @cached_property
     def found(self) -> dict[str, Found]:
         """By codec, in the order of the table; a codec that no run has is left out."""
-        taken: dict[str, Found] = {}
-        for run in self._folders():
-            config = json.loads((run / "config.json").read_text("utf-8"))
-            if config.get("images") != self.images:
-                continue
-            by_codec: dict[str, list[RDPoint]] = {}
-            for row in results.read_rows(run / "rows.csv"):
-                by_codec.setdefault(row.codec, []).append(row)
-            for name, rows in by_codec.items():
-                taken.setdefault(name, Found(run, rows, config))
-        return {name: taken[name] for name in (*RUNGS, *CLASSIC) if name in taken}
-
-    def _folders(self) -> list[Path]:
-        """Named runs first, then the newest of each experiment, then its older ones."""
-        folders = list(self.runs)
-        for experiment in EXPERIMENTS:
-            complete = [p for p in self.root.glob(f"{experiment}/*/") if is_complete(p)]
-            folders += sorted(complete, key=date_of, reverse=True)
-        return folders
+        found = find_codecs(self.root, self.images, self.runs)
+        return {name: found[name] for name in (*RUNGS, *CLASSIC) if name in found}
 
     @cached_property
     def rows(self) -> list[RDPoint]:
@@ -112,11 +93,12 @@ class Ladder:
 
 
 def net_of(codec: str, setting: str, inits: Mapping[int, Init]) -> Siren:
-    """The network that a rung's files hold; ``inits``: by width, those that the run started from.
+    """The network that a rung's files hold; ``codec``: as its run names it; ``inits``: by width,
+    those that the run started from.
 
-    Raises ValueError for a codec that is no rung.
+    Raises ValueError for a codec whose file holds none.
     """
-    fields = dict(part.split("=", 1) for part in setting.split("_"))
+    fields = fields_of(setting)
     width = int(fields["width"])
     if codec == "coin":
         return Siren(width, int(fields["depth"]))
@@ -125,6 +107,11 @@ def net_of(codec: str, setting: str, inits: Mapping[int, Init]) -> Siren:
     if codec in NETWORKS:
         return inits[width].net
     raise ValueError(f"got codec {codec!r}, expected one of {', '.join(NETWORKS)}")
+
+
+def fields_of(setting: str) -> dict[str, str]:
+    """A codec's setting, as ``width=32_steps=100``, by name."""
+    return dict(part.split("=", 1) for part in setting.split("_"))
 
 
 def multiplications(net: Siren) -> int:
@@ -140,23 +127,35 @@ def inits_of(config: Mapping[str, Any]) -> dict[int, Init]:
 
 
 def side_bytes(found: Found, summary: Summary) -> float | None:
-    """Mean bytes of a setting's streams beside the coded params, None where a stream is gone."""
+    """Mean bytes of a setting's streams beside the coded params or latents; where a stream is gone,
+    those that its run noted in side.json, else None. COIN's files need not be read: all but two
+    bytes a param is beside them."""
+    if found.codec == "coin":
+        return summary.num_bytes - 2 * net_of("coin", summary.setting, {}).num_params
     sizes = []
     for row in (row for row in found.rows if row.setting == summary.setting):
-        path = row_stream_path(found.run, row.codec, row.setting, row.image, ".inr")
+        path = row_stream_path(found.run, found.codec, row.setting, row.image, ".inr")
         try:
             data = path.read_bytes()
             sizes.append(len(data) - len(bitstream.peek(data).sections[-1]))
         except (FileNotFoundError, BitstreamError):
-            return None
+            noted = found.run / "side.json"
+            known = json.loads(noted.read_text("utf-8")) if noted.exists() else {}
+            return known.get(f"{found.codec} {summary.setting}")
     return fmean(sizes)
 
 
-def pixel_steps(codec: str, setting: str, config: Mapping[str, Any]) -> int | None:
-    """Steps of the fit times the pixels of each, as the run's config has them."""
-    fields = dict(part.split("=", 1) for part in setting.split("_"))
-    points = config.get("coin_points_per_step" if codec == "coin" else "points_per_step")
-    return None if points is None else int(fields["steps"]) * int(points)
+def pixel_steps(codec: str, setting: str, config: Mapping[str, Any]) -> int:
+    """Steps of the fit times the pixels of each, as the run's config has them: Strümpler's steps of
+    rounding and retraining are steps too, and before COIN had pixels of its own, it had the same.
+    """
+    points = config["points_per_step"]
+    steps = int(fields_of(setting)["steps"])
+    if codec == "coin":
+        points = config.get("coin_points_per_step", points)
+    elif codec.startswith("strumpler"):
+        steps += config["rounding_steps"] + config["retraining_steps"]
+    return steps * points
 
 
 # ---------------------------------------------------------------------------- the table
@@ -174,10 +173,9 @@ def table(ladder: Ladder, sides: Mapping[str, float]) -> str:
             "images. Seconds are wall seconds an image, of a batch of all, on a machine that other "
             "work may have shared. The last column compares a measured curve with a published one.",
             _curves_table(ladder, curves),
-            "## Each setting of the networks",
+            "## Each setting of what overfits a picture",
             _settings_table(ladder, sides),
-            "## Each setting of latent grids",
-            _grids_table(ladder, sides),
+            _NOTES,
             "## Where the rows come from",
             markdown(
                 ["codec", "run"],
@@ -188,7 +186,7 @@ def table(ladder: Ladder, sides: Mapping[str, float]) -> str:
 
 
 def _curves_table(ladder: Ladder, curves: Mapping[str, numbers.Curve]) -> str:
-    theirs = results.published_curves(results.read_published(PUBLISHED))[STRUMPLER]
+    theirs = results.published_curves(results.read_published(PUBLISHED))[PUBLISHED_ANCHOR]
     lines = []
     for name, group in ladder.summaries.items():
         found = None
@@ -211,7 +209,7 @@ def _curves_table(ladder: Ladder, curves: Mapping[str, numbers.Curve]) -> str:
     header = [
         "codec", *(f"dB at {rate} bpp" for rate in RATES),
         "BD-rate %, against optimised JPEG (interval; over dB)", "encode s", "decode s",
-        f"against published: BD-rate %, {LABELS[STRUMPLER]} (over dB)",
+        f"against published: BD-rate %, {LABELS[PUBLISHED_ANCHOR]} (over dB)",
     ]  # fmt: skip
     return markdown(header, lines)
 
@@ -229,33 +227,101 @@ def _span(values: Sequence[float]) -> str:
     return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}-{high:.2g}"
 
 
+_HEADER = (
+    "codec", "setting", "bytes", "bpp", "PSNR dB", "million pixel-steps [1]",
+    "decoder kMAC a pixel [2]", "bits a param [3]", "bits a latent [3]", "side bytes [4]",
+    "shared bytes [5]", "encode s", "decode s",
+)  # fmt: skip
+
+_NOTES = "\n".join(
+    [
+        "[1] Steps of the fit times the pixels of each; a step of latent-grid is a proximal one, "
+        "over all pixels.",
+        "[2] Multiply-accumulates of the network's products; of latent-grid, synthesis + context "
+        "models.",
+        "[3] Bits of the whole file over the number of params or of latents. A dash: a network's "
+        "file holds params and no latents, latent-grid's the other way round.",
+        "[4] Bytes of a file beside its coded params or latents: header, checksum, digest, steps. "
+        "A dash: the run's streams were not there to be counted.",
+        "[5] What a decoder has beside the file: the learned init of a width, or the base of "
+        "latent grids, one for all settings; 0 where a net starts at random and is sent whole.",
+    ]
+)  # fmt: skip
+
+
 def _settings_table(ladder: Ladder, sides: Mapping[str, float]) -> str:
     lines = []
-    for name in (name for name in NETWORKS if name in ladder.found):
+    for name in (name for name in RUNGS if name in ladder.found):
         found = ladder.found[name]
-        inits = inits_of(found.config)
+        costs = grid_costs if name == LATENT_GRID else network_costs
         for s in ladder.summaries[name]:
-            net = net_of(name, s.setting, inits)
-            steps = pixel_steps(name, s.setting, found.config)
             side = sides.get(f"{name} {s.setting}")
-            is_shared = name in ("strumpler-meta", "meta-siren")
+            steps, products, param, latent, shared = costs(found, s.setting, s.num_bytes)
             lines.append(
                 [
                     name, s.setting, f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}",
-                    "" if steps is None else f"{steps / 1e6:.1f}",
-                    f"{multiplications(net) / 1000:.1f}",
-                    f"{8 * s.num_bytes / net.num_params:.2f}",
-                    "" if side is None else f"{side:.0f}",
-                    str(inits[net.width].shared_bytes) if is_shared else "0",
+                    f"{steps / 1e6:.1f}", products, param, latent,
+                    _DASH if side is None else f"{side:.0f}", str(shared),
                     f"{s.encode_seconds:.1f}", f"{s.decode_seconds:.3f}",
                 ]
             )  # fmt: skip
-    header = [
-        "codec", "setting", "bytes", "bpp", "PSNR dB", "million pixel-steps",
-        "decoder kMAC a pixel", "bits a param", "side bytes", "bytes of the shared init",
-        "encode s", "decode s",
-    ]  # fmt: skip
-    return markdown(header, lines)
+    return markdown(_HEADER, lines)
+
+
+_DASH = "-"
+
+
+class Costs(NamedTuple):
+    """Pixel-steps of a fit, then cells: kMAC a pixel, bits a param, bits a latent; shared bytes."""
+
+    pixel_steps: float
+    products: str
+    bits_a_param: str
+    bits_a_latent: str
+    shared_bytes: int
+
+
+def network_costs(found: Found, setting: str, num_bytes: float) -> Costs:
+    """Of a file that is a network's params; ValueError if the run's init is not here."""
+    inits = inits_of(found.config) if found.codec in LEARNED else {}
+    width = int(fields_of(setting)["width"])
+    if found.codec in LEARNED and width not in inits:
+        raise ValueError(
+            f"{found.run} started from an init of width {width} that is not here: add it by "
+            "`inrjax inits add FILE`, or name another run"
+        )
+    net = net_of(found.codec, setting, inits)
+    return Costs(
+        pixel_steps(found.codec, setting, found.config),
+        f"{multiplications(net) / 1000:.1f}",
+        f"{8 * num_bytes / net.num_params:.2f}",
+        _DASH,
+        inits[width].shared_bytes if inits else 0,
+    )
+
+
+LEARNED = ("strumpler-meta", METASIREN)
+"""Codecs whose fits start from a learned init that the decoder has."""
+
+
+def grid_costs(found: Found, setting: str, num_bytes: float) -> Costs:
+    """Of a file that is latents; ValueError if the run's base is not here."""
+    base = grids.find_base(bytes.fromhex(found.config["base"]))
+    if base is None:
+        raise ValueError(
+            f"{found.run} has files under the base {found.config['base']}, which is not here: "
+            "name another run"
+        )
+    sizes = [(row.height, row.width) for row in found.rows if row.setting == setting]
+    latents = fmean(sum(map(prod, base.net.latent_shapes(*size))) for size in sizes)
+    synthesis, models = grid_multiplications(base.net)
+    return Costs(
+        found.config["iterations"] * fmean(map(prod, sizes)),
+        f"{synthesis / 1000:.2f} + {models / 1000:.2f}",
+        _DASH,
+        f"{8 * num_bytes / latents:.3f}",
+        base.shared_bytes,
+    )
 
 
 def grid_multiplications(net: LatentGridNet) -> tuple[float, float]:
@@ -275,46 +341,12 @@ def grid_multiplications(net: LatentGridNet) -> tuple[float, float]:
 _BOX = 27  # the mean of 3 x 3, of three components
 
 
-def _grids_table(ladder: Ladder, sides: Mapping[str, float]) -> str:
-    """As `_settings_table`, of codecs whose file is latents."""
-    lines = []
-    found = ladder.found.get("latent-grid")
-    for s in ladder.summaries.get("latent-grid", ()):
-        assert found is not None
-        base = grids.find_base(bytes.fromhex(found.config["base"]))
-        if base is None:
-            continue
-        rows = [row for row in found.rows if row.setting == s.setting]
-        pixels = fmean(row.height * row.width for row in rows)
-        latents = fmean(
-            sum(prod(shape) for shape in base.net.latent_shapes(row.height, row.width))
-            for row in rows
-        )
-        side = sides.get(f"latent-grid {s.setting}")
-        synthesis, models = grid_multiplications(base.net)
-        lines.append(
-            [
-                s.setting, f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}",
-                f"{found.config['iterations'] * pixels / 1e6:.1f}",
-                f"{synthesis / 1000:.2f} + {models / 1000:.2f}",
-                f"{8 * s.num_bytes / latents:.3f}", "" if side is None else f"{side:.0f}",
-                str(base.shared_bytes), f"{s.encode_seconds:.1f}", f"{s.decode_seconds:.2f}",
-            ]
-        )  # fmt: skip
-    header = [
-        "setting", "bytes", "bpp", "PSNR dB", "million pixel-steps",
-        "decoder kMAC a pixel: synthesis + context models", "bits a latent", "side bytes",
-        "bytes of the shared base", "encode s", "decode s",
-    ]  # fmt: skip
-    return markdown(header, lines)
-
-
 # ---------------------------------------------------------------------------- the files
 
 
 def write(ladder: Ladder, folder: Path) -> Path:
     """The table, the rows of the rungs and the figures; ValueError if no run has MetaSiren."""
-    if "meta-siren" not in ladder.found:
+    if METASIREN not in ladder.found:
         raise ValueError(
             f"{ladder.root} has no complete run of MetaSiren on {ladder.images}: run "
             "`python -m experiments.kodak_rd` first"
@@ -347,11 +379,7 @@ def draw(ladder: Ladder, path: Path, bpp_range: tuple[float, float]) -> None:
     shown = curves_to_show(curves, KODAK_RD) if ladder.images == "kodak" else ({}, {})
     summaries: Iterable[Summary] = (s for group in ladder.summaries.values() for s in group)
     measured = results.measured_curves(summaries)
-    front = [name for name in ("meta-siren", "latent-grid") if name in measured]
-    measured = {n: c for n, c in measured.items() if n not in front} | {
-        name: measured[name] for name in front
-    }
-    plots.save(plots.rd_figure(measured, *shown, bpp_range=bpp_range), path)
+    plots.save(plots.rd_figure(ours_last(measured), *shown, bpp_range=bpp_range), path)
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,7 @@ class BdRate:
     Examples:
       inrjax bdrate jpeg/rows.csv ours/rows.csv
       inrjax bdrate old/rows.csv new/rows.csv --metric ms_ssim
-      inrjax bdrate run/rows.csv run/rows.csv --codec-a jpeg
+      inrjax bdrate run/rows.csv run/rows.csv --codec-a jpeg --per-image
       inrjax bdrate results/published/kodak.csv run/rows.csv --anchor-published COIN
     """
 
@@ -323,6 +323,8 @@ class BdRate:
     """The codec in B."""
     anchor_published: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint="")] = None
     """The published curve in A that is the anchor. It was not measured here."""
+    per_image: bool = False
+    """Add a table of the pictures' own values. A dash: the curves of one do not overlap."""
     json: bool = False
     """Print one JSON list."""
 
@@ -1256,6 +1258,8 @@ def _bdrate(options: BdRate) -> int:
             "be the anchor, named first and with --anchor-published METHOD"
         )
     if options.anchor_published is not None:
+        if options.per_image:
+            raise OptionError("a published curve has no pictures: drop --per-image")
         compared = _against_published(options)
     else:
         compared = _against_measured(options)
@@ -1287,7 +1291,14 @@ def _against_measured(options: BdRate) -> _Compared:
 
     def compared(name_a: str, name_b: str) -> Callable[[], dict[str, Any]]:
         pair = a[name_a], b[name_b], options.metric, compare.BOOTSTRAP
-        return lambda: _results(compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair), "")
+
+        def work() -> dict[str, Any]:
+            rate, quality = compare.bd_rate_of(*pair), compare.bd_psnr_of(*pair)
+            return _results(rate, quality, "") | (
+                _of_images(rate, quality, a[name_a]) if options.per_image else {}
+            )
+
+        return work
 
     return [
         (
@@ -1388,6 +1399,20 @@ def _results(rate: BDResult, quality: BDResult, suffix: str) -> dict[str, Any]:
     }
 
 
+def _of_images(rate: BDResult, quality: BDResult, rows: Sequence[RDPoint]) -> dict[str, Any]:
+    """What is printed of each picture in a table, by name; None where its curves do not overlap."""
+    names = sorted({row.image for row in rows})
+    return {
+        "images": {
+            name: {
+                "bd_rate_percent": rate.of_images.get(name),
+                "bd_psnr_db": quality.of_images.get(name),
+            }
+            for name in names
+        }
+    }
+
+
 def _plain(result: BDResult) -> dict[str, Any]:
     mean = result.mean_of_images
     return {
@@ -1427,15 +1452,30 @@ def _comparison(found: Mapping[str, Any]) -> str:
     level = f"{100 * found['bootstrap']['level']:.0f} % interval"
     images = f"{found['num_images']} image{'s' * (found['num_images'] != 1)}"
     anchor = f"published {found['anchor']}, not measured here" if is_published else found["anchor"]
-    return f"{found['codec']} against {anchor}; {metric}, {images}\n" + _table(
-        ("", "", "value", level + " over ours" * is_published, "over"), cells
-    )
+    heading = f"{found['codec']} against {anchor}; {metric}, {images}"
+    means = _table(("", "", "value", level + " over ours" * is_published, "over"), cells)
+    return "\n".join((heading, means, *_image_lines(found.get("images", {}), metric)))
+
+
+def _image_lines(images: Mapping[str, Mapping[str, float | None]], metric: str) -> list[str]:
+    """The table of --per-image below an empty line, nothing without images."""
+    if not images:
+        return []
+    cells = [
+        (name, "", _signed(of["bd_rate_percent"], "%"), _signed(of["bd_psnr_db"], "dB"))
+        for name, of in images.items()
+    ]
+    return ["", _table(("picture", "", "BD-rate", f"BD-{metric}"), cells)]
+
+
+def _signed(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:+.2f} {unit}"
 
 
 def _bd_cells(estimate: Mapping[str, Any], unit: str) -> tuple[str, str]:
     ends = (estimate["low"], estimate["high"])
     interval = "-" if ends[0] is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
-    return f"{estimate['value']:+.2f} {unit}", interval
+    return _signed(estimate["value"], unit), interval
 
 
 # ---------------------------------------------------------------- results

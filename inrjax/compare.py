@@ -71,8 +71,9 @@ class BDResult:
 
     Values are percent of rate (`bd_rate_of`) or dB (`bd_psnr_of`), and ``low`` to ``high`` is the
     range that the curves of means have in common, in dB or in bpp. ``num_images`` have a row at
-    every setting of both codecs: only these count. ``mean_of_images`` is over the
-    ``num_overlapping`` whose own curves overlap; None if there is none, or the anchor is published.
+    every setting of both codecs: only these count. ``of_images`` is by image, of those whose own
+    curves overlap, and ``mean_of_images`` over them; empty and None if there is none, or the anchor
+    is published.
     ``num_resamples`` is the number in the interval of ``of_means``: a resample whose curves do not
     overlap is left out.
     """
@@ -82,9 +83,14 @@ class BDResult:
     low: float
     high: float
     mean_of_images: Estimate | None
+    of_images: Mapping[str, float]
     num_images: int
-    num_overlapping: int
     num_resamples: int
+
+    @property
+    def num_overlapping(self) -> int:
+        """Images in ``of_images``."""
+        return len(self.of_images)
 
 
 def bd_rate_of(
@@ -100,7 +106,7 @@ def bd_rate_of(
     all that both curves cover. Raises ValueError for rows of several codecs, another metric, no
     image with it at every setting of both, or curves that do not overlap.
     """
-    return _compare(_bd_rate, *_paired(rows_a, rows_b, metric), metric, bootstrap, interval)
+    return _compare(_bd_rate, _paired(rows_a, rows_b, metric), bootstrap, interval)
 
 
 def bd_psnr_of(
@@ -114,7 +120,7 @@ def bd_psnr_of(
 
     ``interval`` in bpp cuts the range of rates. Otherwise as `bd_rate_of`.
     """
-    return _compare(_bd_psnr, *_paired(rows_a, rows_b, metric), metric, bootstrap, interval)
+    return _compare(_bd_psnr, _paired(rows_a, rows_b, metric), bootstrap, interval)
 
 
 def bd_rate_published(
@@ -130,7 +136,7 @@ def bd_rate_published(
     and there are no BD-rates of images. ``metric`` is psnr or ms_ssim. Raises ValueError as
     `bd_rate_of` does, and for points of several methods.
     """
-    return _compare_published(_bd_rate, points, rows, metric, bootstrap, interval)
+    return _compare(_bd_rate, _against_published(points, rows, metric), bootstrap, interval)
 
 
 def bd_psnr_published(
@@ -141,7 +147,7 @@ def bd_psnr_published(
     interval: Interval | None = None,
 ) -> BDResult:
     """BD-PSNR of measured rows against a published curve, in dB; as `bd_rate_published`."""
-    return _compare_published(_bd_psnr, points, rows, metric, bootstrap, interval)
+    return _compare(_bd_psnr, _against_published(points, rows, metric), bootstrap, interval)
 
 
 def bd_rate_of_curves(anchor: Points, curve: Points, interval: Interval | None = None) -> BDRate:
@@ -159,9 +165,7 @@ def bd_rates_of_images(
 
     An image whose two curves do not overlap is left out. Raises ValueError as `bd_rate_of` does.
     """
-    images, a, b = _paired(rows_a, rows_b, metric)
-    values = _of_images(_bd_rate, a, b, metric, None)
-    return {image: v for image, v in zip(images, values, strict=True) if np.isfinite(v)}
+    return _of_images(_bd_rate, _paired(rows_a, rows_b, metric), None)
 
 
 def estimate(
@@ -236,14 +240,33 @@ class _Table(NamedTuple):
     values: np.ndarray
 
 
-def _paired(
-    rows_a: Iterable[RDPoint], rows_b: Iterable[RDPoint], metric: str
-) -> tuple[list[str], _Table, _Table]:
-    """The images with a row at every setting of both codecs, and their numbers."""
+class _Pair(NamedTuple):
+    """Anchor and codec on the images that count; ``has_images``: the anchor has a curve of each."""
+
+    metric: str
+    images: Sequence[str]
+    a: _Table
+    b: _Table
+    has_images: bool
+
+
+def _paired(rows_a: Iterable[RDPoint], rows_b: Iterable[RDPoint], metric: str) -> _Pair:
+    """Two measured codecs, on the images with a row at every setting of both."""
     grids = [_grid(rows_a, metric, "a"), _grid(rows_b, metric, "b")]
     images = _complete([cells for grid in grids for cells in grid.values()], metric)
     a, b = (_table(grid, images) for grid in grids)
-    return images, a, b
+    return _Pair(metric, images, a, b, has_images=True)
+
+
+def _against_published(
+    points: Iterable[PublishedPoint], rows: Iterable[RDPoint], metric: str
+) -> _Pair:
+    """A measured codec and a published curve: the same means whatever images are drawn."""
+    grid = _grid(rows, metric, "b")
+    images = _complete(list(grid.values()), metric)
+    columns = _published_means(points, metric)
+    anchor = _Table(*(np.tile(column[:, None], len(images)) for column in columns))
+    return _Pair(metric, images, anchor, _table(grid, images), has_images=False)
 
 
 _Grid: TypeAlias = dict[str, dict[str, tuple[float, float]]]
@@ -298,36 +321,26 @@ def _table(grid: _Grid, images: Sequence[str]) -> _Table:
 
 
 def _compare(
-    statistic: _Statistic,
-    images: Sequence[str],
-    a: _Table,
-    b: _Table,
-    metric: str,
-    bootstrap: Bootstrap,
-    interval: Interval | None,
+    statistic: _Statistic, pair: _Pair, bootstrap: Bootstrap, interval: Interval | None
 ) -> BDResult:
-    counts = _resamples(len(images), bootstrap)
-    own = _of_images(statistic, a, b, metric, interval)
-    return _result(statistic, a, b, metric, bootstrap, interval, counts, own)
+    counts = _resamples(len(pair.images), bootstrap)
 
+    def curves(drawn: np.ndarray) -> tuple[_Curve, _Curve]:
+        return _mean_curve(pair.a, drawn, pair.metric), _mean_curve(pair.b, drawn, pair.metric)
 
-def _compare_published(
-    statistic: _Statistic,
-    points: Iterable[PublishedPoint],
-    rows: Iterable[RDPoint],
-    metric: str,
-    bootstrap: Bootstrap,
-    interval: Interval | None,
-) -> BDResult:
-    grid = _grid(rows, metric, "b")
-    images = _complete(list(grid.values()), metric)
-    rates, values = _published_means(points, metric)
-    # The same means whatever images are drawn.
-    anchor = _Table(*(np.tile(column[:, None], len(images)) for column in (rates, values)))
-    counts = _resamples(len(images), bootstrap)
-    none = np.full(len(images), np.nan)
-    table = _table(grid, images)
-    return _result(statistic, anchor, table, metric, bootstrap, interval, counts, none)
+    value, low, high = statistic(*curves(np.ones(len(pair.images))), interval)
+    resampled = np.array([_or_nan(statistic, *curves(drawn), interval) for drawn in counts])
+    own = _of_images(statistic, pair, interval) if pair.has_images else {}
+    return BDResult(
+        metric=pair.metric,
+        of_means=_estimate(value, resampled, bootstrap.level),
+        low=low,
+        high=high,
+        mean_of_images=_mean_estimate(pair.images, own, counts, bootstrap.level),
+        of_images=own,
+        num_images=len(pair.images),
+        num_resamples=int(np.isfinite(resampled).sum()),
+    )
 
 
 def _published_means(points: Iterable[PublishedPoint], metric: str) -> tuple[np.ndarray, ...]:
@@ -346,35 +359,6 @@ def _published_means(points: Iterable[PublishedPoint], metric: str) -> tuple[np.
     return tuple(np.array(given, np.float64).T)
 
 
-def _result(
-    statistic: _Statistic,
-    a: _Table,
-    b: _Table,
-    metric: str,
-    bootstrap: Bootstrap,
-    interval: Interval | None,
-    counts: np.ndarray,
-    own: np.ndarray,
-) -> BDResult:
-    everyone = np.ones(counts.shape[1])
-
-    def curves(drawn: np.ndarray) -> tuple[_Curve, _Curve]:
-        return _mean_curve(a, drawn, metric), _mean_curve(b, drawn, metric)
-
-    value, low, high = statistic(*curves(everyone), interval)
-    resampled = np.array([_or_nan(statistic, *curves(drawn), interval) for drawn in counts])
-    return BDResult(
-        metric=metric,
-        of_means=_estimate(value, resampled, bootstrap.level),
-        low=low,
-        high=high,
-        mean_of_images=_mean_estimate(own, counts, bootstrap.level),
-        num_images=len(everyone),
-        num_overlapping=int(np.isfinite(own).sum()),
-        num_resamples=int(np.isfinite(resampled).sum()),
-    )
-
-
 def _resamples(num_images: int, bootstrap: Bootstrap) -> np.ndarray:
     """How often each resample holds each image, (resamples, images); none of a single image."""
     num_resamples = bootstrap.num_resamples if num_images > 1 else 0
@@ -388,18 +372,17 @@ def _mean_curve(table: _Table, counts: np.ndarray, metric: str) -> _Curve:
     return _Curve(table.rates @ counts / total, _decibels(metric, table.values @ counts / total))
 
 
-def _of_images(
-    statistic: _Statistic, a: _Table, b: _Table, metric: str, interval: Interval | None
-) -> np.ndarray:
-    """The statistic of each image's own curves, NaN where they do not overlap."""
+def _of_images(statistic: _Statistic, pair: _Pair, interval: Interval | None) -> dict[str, float]:
+    """The statistic of each image's own curves, of those that overlap."""
 
     def curve(table: _Table, i: int) -> _Curve:
-        return _Curve(table.rates[:, i], _decibels(metric, table.values[:, i]))
+        return _Curve(table.rates[:, i], _decibels(pair.metric, table.values[:, i]))
 
-    num_images = a.rates.shape[1]
-    return np.array(
-        [_or_nan(statistic, curve(a, i), curve(b, i), interval) for i in range(num_images)]
-    )
+    values = {
+        image: _or_nan(statistic, curve(pair.a, i), curve(pair.b, i), interval)
+        for i, image in enumerate(pair.images)
+    }
+    return {image: value for image, value in values.items() if np.isfinite(value)}
 
 
 def _or_nan(
@@ -411,15 +394,17 @@ def _or_nan(
         return np.nan
 
 
-def _mean_estimate(own: np.ndarray, counts: np.ndarray, level: float) -> Estimate | None:
+def _mean_estimate(
+    images: Sequence[str], own: Mapping[str, float], counts: np.ndarray, level: float
+) -> Estimate | None:
     """The mean of what the images have, and its interval."""
-    given = np.isfinite(own)
-    if not given.any():
+    if not own:
         return None
-    drawn = counts[:, given]
+    values = np.array(list(own.values()))
+    drawn = counts[:, [image in own for image in images]]
     with np.errstate(invalid="ignore"):  # a resample without any image that overlaps
-        resampled = drawn @ own[given] / drawn.sum(1)
-    return _estimate(float(own[given].mean()), resampled, level)
+        resampled = drawn @ values / drawn.sum(1)
+    return _estimate(float(values.mean()), resampled, level)
 
 
 def _estimate(value: float, resampled: np.ndarray, level: float) -> Estimate:

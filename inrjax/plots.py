@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
+from inrjax.published import METHODS
 from inrjax.trees import write_atomic
 from inrjax.types import Image
 
@@ -111,28 +112,31 @@ class Look(NamedTuple):
     dash: tuple[float, ...] = ()
 
 
-# Okabe and Ito's palette, safe for colour-blind readers, without its yellow (too pale on white).
-# Black is for the codec that the figures are about; members of a family share a colour.
+# Okabe and Ito's palette, safe for colour-blind readers, without its yellow (too pale on white),
+# with a brown, and with a violet as dark as black is, for the second of ours. Members of a family
+# share a colour.
 _BLACK, _RED, _BLUE, _GREEN = "#000000", "#D55E00", "#0072B2", "#009E73"
 _PINK, _ORANGE, _SKY, _GREY = "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"
+_VIOLET, _BROWN = "#6A1B9A", "#8C564B"
 
 _FILES = (5.0, 2.0)
 _NO_FILES = (1.2, 1.4)
 
 MEASURED: Mapping[str, Look] = {
     "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
-    "latent-grid": Look("LatentGrid (ours)", _BLACK, "H"),
+    "latent-grid": Look("LatentGrid (ours)", _VIOLET, "s"),
     "coin": Look("COIN", _GREY, "v"),
-    "strumpler-basic": Look("Strümpler et al., basic", _GREY, (6, 1, 0)),
-    "strumpler-meta": Look("Strümpler et al., meta-learned", _GREY, (8, 1, 0)),
+    "strumpler-basic": Look("Strümpler, basic (8 bit)", _BROWN, "p"),
+    "strumpler-basic-7bit": Look("Strümpler, basic (7 bit)", _BROWN, (4, 1, 0)),
+    "strumpler-meta": Look("Strümpler, meta-learned (7 bit)", _BROWN, (8, 1, 0)),
     "product-siren": Look("Product quantisation", _GREY, (3, 1, 0)),
     "modulated-siren": Look("COIN++", _GREY, (7, 1, 0)),
-    "jpeg": Look("JPEG, default tables", _RED, "s"),
+    "jpeg": Look("JPEG, default tables", _RED, "H"),
     "jpeg-optimized": Look("JPEG, optimised", _RED, "D"),
-    "jpeg-mozjpeg": Look("MozJPEG", _RED, "p"),
+    "jpeg-mozjpeg": Look("MozJPEG", _RED, "*"),
     "jpeg-progressive": Look("JPEG, progressive", _RED, "8"),
     "jpeg-optimized-444": Look("JPEG, optimised, 4:4:4", _RED, "d"),
-    "fmm-jpeg-optimized": Look("FMM in JPEG", _GREY, "*"),
+    "fmm-jpeg-optimized": Look("FMM in JPEG", _GREY, (6, 1, 0)),
     "jpeg2000": Look("JPEG 2000", _BLUE, "^"),
     "jpeg-xl": Look("JPEG XL", _ORANGE, "X"),
     "webp": Look("WebP", _GREEN, "P"),
@@ -142,31 +146,41 @@ MEASURED: Mapping[str, Look] = {
 }
 """Codecs measured here, by name: solid lines and filled markers, no two of which are equal."""
 
-PUBLISHED: Mapping[str, Look] = {
-    "C3": Look("C3", _GREEN, "s", _NO_FILES),
-    "C3 (Adaptive)": Look("C3, adaptive", _BLUE, "D", _NO_FILES),
-    "Cool-chic 4.2": Look("Cool-chic 4.2", _BLUE, "D", _FILES),
-    "compressai-bmshj2018-hyperprior_mse_cuda": Look("Hyperprior (2018)", _PINK, "^", _FILES),
-    "compressai-cheng2020-attn_mse_cuda": Look("Cheng et al. (2020)", _RED, "*", _FILES),
-    "paper-elic2022_mse": Look("ELIC (2022)", _GREY, (4, 1, 0), _FILES),
-    "MLIC+": Look("MLIC+", _SKY, "P", _FILES),
-    "HM (HEVC)": Look("HM (HEVC)", _RED, "<", _FILES),
-    "AV1": Look("AV1", _GREEN, "h", _FILES),
-    "VTM (VVC)": Look("VTM (VVC)", _ORANGE, "X", _FILES),
-    "BPG 4:4:4": Look("BPG 4:4:4", _SKY, "p", _FILES),
-    "COIN": Look("COIN", _GREY, "v", _FILES),
-    "COIN++": Look("COIN++", _ORANGE, "<", _NO_FILES),
-    "Strumpler basic (8 bit)": Look("Strümpler, basic", _RED, "o", _NO_FILES),
-    "Strumpler meta-learned (7 bit)": Look("Strümpler, meta-learned", _PINK, "^", _NO_FILES),
-    "RECOMBINER": Look("RECOMBINER", _GREEN, "s", _FILES),
-    "VC-INR": Look("VC-INR", _BLUE, "o", _FILES),
-    "MSCN": Look("MSCN", _SKY, ">", _FILES),
-    "JPEG (Pillow 7.1.2)": Look("JPEG (Pillow 7.1.2)", _RED, "d", _FILES),
-    "JPEG2000": Look("JPEG 2000", _BLACK, "8", _FILES),
-    "WebP": Look("WebP", _ORANGE, "H", _FILES),
+_PUBLISHED_MARKS: Mapping[str, tuple[str, Any]] = {
+    "C3": (_GREEN, "s"),
+    "C3 (Adaptive)": (_BLUE, "D"),
+    "Cool-chic 4.2": (_BLUE, "D"),
+    "compressai-bmshj2018-hyperprior_mse_cuda": (_PINK, "^"),
+    "compressai-cheng2020-attn_mse_cuda": (_RED, "*"),
+    "paper-elic2022_mse": (_GREY, (4, 1, 0)),
+    "MLIC+": (_SKY, "P"),
+    "HM (HEVC)": (_RED, "<"),
+    "AV1": (_GREEN, "h"),
+    "VTM (VVC)": (_ORANGE, "X"),
+    "BPG 4:4:4": (_SKY, "p"),
+    "COIN": (_GREY, "v"),
+    "COIN++": (_ORANGE, "<"),
+    "Strumpler basic (8 bit)": (_RED, "o"),
+    "Strumpler meta-learned (7 bit)": (_PINK, "^"),
+    "RECOMBINER": (_GREEN, "s"),
+    "VC-INR": (_BLUE, "o"),
+    "MSCN": (_SKY, ">"),
+    "JPEG (Pillow 7.1.2)": (_RED, "d"),
+    "JPEG2000": (_BLACK, "8"),
+    "WebP": (_ORANGE, "H"),
 }
-"""Published curves, by method: dashed where files were written, dotted where the rate is an
-estimate; hollow markers. No two share both marker and dash."""
+
+PUBLISHED: Mapping[str, Look] = {
+    method.name: Look(
+        method.label,
+        *_PUBLISHED_MARKS[method.name],
+        _NO_FILES if method.is_estimate else _FILES,
+    )
+    for method in METHODS
+    if method.name in _PUBLISHED_MARKS
+}
+"""Published curves, by method, as `inrjax.published` calls them: dashed where files were written,
+dotted where the rate is an estimate; hollow markers. No two share both marker and dash."""
 
 _MARKERS = (
     "o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", (4, 1, 0), "H",
@@ -255,6 +269,7 @@ def draw_curve(axes: Axes, curve: Curve, look: Look) -> Line2D:
         label=look.label,
         color=look.colour,
         marker=look.marker,
+        markersize=_marker_size(look.marker),
         markerfacecolor=look.colour if solid else "white",
         markeredgecolor="white" if solid else look.colour,
         linestyle="-" if solid else (0, look.dash),
@@ -266,6 +281,12 @@ def draw_curve(axes: Axes, curve: Curve, look: Look) -> Line2D:
         line.set_linewidth(0.75 * width)
         line.set_markersize(0.85 * line.get_markersize())
     return line
+
+
+def _marker_size(marker: Any) -> float:
+    """In points: a star's rays hold less ink than a disc, so it is drawn larger."""
+    size = rcParams["lines.markersize"]
+    return 1.5 * size if marker == "*" or isinstance(marker, tuple) else size
 
 
 def grouped_legend(figure: Figure, groups: Mapping[str, Sequence[Any]]) -> Legend | None:

@@ -35,9 +35,9 @@ class Method:
 METHODS = (
     Method("COIN", "COIN", INR),
     Method("COIN++", "COIN++", INR, is_estimate=True),
-    Method("Strumpler basic (8 bit)", "Strümpler et al. basic (8 bit)", INR, is_estimate=True),
+    Method("Strumpler basic (8 bit)", "Strümpler, basic (8 bit)", INR, is_estimate=True),
     Method(
-        "Strumpler meta-learned (7 bit)", "Strümpler et al. meta-learned (7 bit)", INR,
+        "Strumpler meta-learned (7 bit)", "Strümpler, meta-learned (7 bit)", INR,
         is_estimate=True,
     ),
     Method("MSCN", "MSCN", INR),

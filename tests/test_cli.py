@@ -777,6 +777,30 @@ def test_bdrate_as_json(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("few_resamples")
+def test_bdrate_picture_by_picture(run: Run) -> None:
+    rows = read_rows(write_table("a.csv", jpeg=1.0))
+    write_rows(Path("a.csv"), rows[::-1])  # the table is in the order of names all the same
+    factors = {"kodim00": 0.5, "kodim01": 0.8, "kodim02": 1.0}
+    ours = [replace(row, codec="ours", bpp=factors[row.image] * row.bpp) for row in rows]
+    far = [replace(r, psnr=r.psnr + 20 * (r.image == "kodim02")) for r in ours]
+    write_rows(Path("b.csv"), ours), write_rows(Path("far.csv"), far)
+    result = run("bdrate", "a.csv", "b.csv", "--per-image")
+    assert (result.code, result.err) == (0, [])
+    start = result.out.index("") + 1
+    assert result.out[: start - 1] == run("bdrate", "a.csv", "b.csv").out
+    assert result.out[start].split() == ["picture", "BD-rate", "BD-PSNR"]
+    cells = [line.split() for line in result.out[start + 1 :]]
+    assert [(line[0], line[1]) for line in cells] == [
+        ("kodim00", "-50.00"), ("kodim01", "-20.00"), ("kodim02", "+0.00"),
+    ]  # fmt: skip
+    [found] = json.loads("\n".join(run("bdrate", "a.csv", "b.csv", "--per-image", "--json").out))
+    values = [of["bd_rate_percent"] for of in found["images"].values()]
+    mean = found["bd_rate_percent"]["mean_of_images"]["value"]
+    assert sum(values) / 3 == pytest.approx(mean)
+    assert run("bdrate", "a.csv", "far.csv", "--per-image").out[-1].split()[:2] == ["kodim02", "-"]
+
+
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(
     "arguments, pairs",
     [
@@ -810,6 +834,7 @@ def test_bdrate_pairs_what_makes_sense(run: Run, arguments: str, pairs: list[str
         ("published.csv published.csv --anchor-published COIN", 1, ("only be the anchor",)),
         ("published.csv other.csv --anchor-published Coin", 2, ("'Coin'", "COIN")),
         ("published.csv other.csv --anchor-published COIN --codec-a x", 2, ("--codec-a",)),
+        ("published.csv other.csv --anchor-published COIN --per-image", 2, ("--per-image",)),
         ("many.csv other.csv --anchor-published COIN", 1, ("many.csv", "no published curves")),
         ("other.csv other.csv --codec-a avif --codec-b avif --metric psnr_y", 1, ("psnr_y",)),
     ],

@@ -11,9 +11,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from inrjax import datasets, results
+from inrjax import datasets, grids, results
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -61,6 +62,19 @@ def test_kodak_rd_smoke(kodak_smoke: Path) -> None:
     table = (folder / "table.md").read_text()
     assert "meta-siren" in table and "jpeg-optimized" in table
     assert (folder / "rd.png").stat().st_size > 1000 and (folder / "provenance.json").exists()
+    # Without COIN there is no table of it.
+    config = replace(kodak_rd.SMOKE, coin_shapes=())
+    others = [row for row in rows if row.codec != "coin"]
+    bare = kodak_rd.table(config, others, results.summarise(others), costs)
+    assert "COIN" in table and "COIN" not in bare
+
+
+def test_a_commands_memory_is_not_that_of_the_process_that_starts_it() -> None:
+    from experiments import kodak_rd
+
+    held = np.ones(300 * 2**20, np.uint8)  # more than `inrjax inits list` ever needs
+    _, peak = kodak_rd._time_cli(["inits", "list"])
+    assert 0.01 < peak < held.nbytes / 2**30
 
 
 def test_classic_rd_smoke(tmp_path: Path) -> None:
@@ -421,6 +435,11 @@ def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_pat
     assert "| coin | width=20_depth=5_steps=20 |" in table and "| meta-siren | width=32" in table
     rows = results.read_rows(folder / "rows.csv")
     assert {row.codec for row in rows} == {"coin", "meta-siren"}
+    header, *lines = cells_of(table, "## Each setting")
+    for line in lines:  # nothing is left open, but what has no meaning
+        of = dict(zip(header, line, strict=True))
+        assert of.pop("bits a latent [3]") == "-"
+        assert all(of.values()) and "-" not in of.values()
     sides = json.loads((folder / "side_bytes.json").read_text("utf-8"))
     assert all(0 < side < 48 for side in sides.values())
     for row in rows:  # what is beside the params is never more than the file
@@ -444,7 +463,51 @@ def test_grid_rd_smoke_and_its_row_of_the_ladder(kodak_smoke: Path, tmp_path: Pa
     shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
     options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
     table = (ladder.main(options) / "table.md").read_text("utf-8")
-    assert table.count("| step=24_iterations=2 |") == 1 and "| latent-grid |" in table
+    header, *lines = cells_of(table, "## Each setting")
+    [of] = [dict(zip(header, one, strict=True)) for one in lines if "step=24_iterations=2" in one]
+    assert of.pop("bits a param [3]") == "-" and all(of.values()) and "-" not in of.values()
+    assert of["shared bytes [5]"] == str(grids.packaged_base().shared_bytes)
+    assert of["million pixel-steps [1]"] == f"{2 * 48 * 64 / 1e6:.1f}"
+
+
+def cells_of(table: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, its header first."""
+    lines = table.split(heading)[1].split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [cells[0], *cells[2:]]
+
+
+def test_the_ladder_finds_strumplers_run_and_tells_its_bits_apart(
+    kodak_smoke: Path, tmp_path: Path
+) -> None:
+    from experiments import ladder, strumpler
+    from inrjax.codecs.strumpler import learned_init
+
+    shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
+    rows = [r for r in results.read_rows(kodak_smoke / "rows.csv") if r.codec == "meta-siren"]
+    digest = learned_init(24).digest.hex()[:8]
+    config = replace(strumpler.SMOKE, basic_bits=(8, 7), inits=(digest,))
+    made = [codec for curve in strumpler.build_series(config).values() for codec in curve]
+    measured = [replace(r, codec=c.name, setting=c.setting) for c in made for r in rows]
+    run = results.run_folder(tmp_path / "strumpler", config)
+    results.write_rows(run / "rows.csv", measured)
+    results.write_json(run / "side.json", {f"{c.name} {c.setting}": 50.0 for c in made})
+    (run / "provenance.json").write_bytes((kodak_smoke / "provenance.json").read_bytes())
+    options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
+    names = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
+    assert not set(names) & set(ladder.Ladder(tmp_path, "smoke").found)  # it is not complete
+    (run / "table.md").write_text("")
+    header, *lines = cells_of((ladder.main(options) / "table.md").read_text("utf-8"), "## Each")
+    for name in names:
+        [of] = [dict(zip(header, line, strict=True)) for line in lines if line[0] == name]
+        steps = config.num_steps + config.rounding_steps + config.retraining_steps
+        assert of["million pixel-steps [1]"] == f"{steps * config.points_per_step / 1e6:.1f}"
+        assert of["side bytes [4]"] == "50"
+        assert (of["shared bytes [5]"] == "0") == (name != "strumpler-meta")
+    # A run of fewer images is not mixed with the others.
+    results.write_rows(run / "rows.csv", measured[1:])
+    with pytest.raises(ValueError, match="on 2 images, expected the same 3"):
+        ladder.main(options)
 
 
 def test_the_ladder_counts_multiplications_of_latent_grids() -> None:

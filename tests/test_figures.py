@@ -16,15 +16,17 @@ from experiments.figures import bars, comparison, learning, numbers, scatter, ta
 from experiments.figures.source import (
     ANCHOR,
     ESTIMATED,
+    LATENT_GRID,
+    METASIREN,
     NETWORKS,
-    OURS,
+    STRUMPLER,
     Source,
     date_of,
     is_complete,
 )
 from inrjax import metrics, plots, results
 from inrjax.images import write_image
-from inrjax.published import BEST_OF_OTHER_KINDS
+from inrjax.published import BEST_OF_OTHER_KINDS, METHODS
 from inrjax.types import RDPoint
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +62,13 @@ def write_run(folder: Path, rows: list[RDPoint], date: str = "2026-01-01T00:00:0
 
 def finish(folder: Path, date: str = "2026-01-01T00:00:00+00:00") -> None:
     entry = {"cpu": folder.parent.name, "cpu_count": 2, "date": date}
-    results.write_json(folder / "config.json", {})
+    results.write_json(folder / "config.json", {"images": "kodak"})
     results.write_json(folder / "provenance.json", [entry])
     (folder / "table.md").write_text("")
 
 
 MEASURED = [
-    *make_curve(OURS, 0.3),
+    *make_curve(METASIREN, 0.3),
     *make_curve(ANCHOR, 0.0),
     *make_curve("jpeg2000", 0.6),
     *make_curve("a codec of tomorrow", 0.1),
@@ -81,9 +83,19 @@ def root(tmp_path: Path) -> Path:
     more = ("avif", "vvc", "hevc", "jpeg-xl", "jpeg-mozjpeg", "jpeg-optimized-444")
     classic = [row for i, name in enumerate(more) for row in make_curve(name, 0.5 + 0.1 * i)]
     write_run(root / "classic_rd" / "bbb", classic)
+    write_run(root / "grid_rd" / "ggg", make_curve(LATENT_GRID, 0.5))
+    write_run(root / "kodak_rd" / "old", make_curve("coin", -0.5), "2025-01-01T00:00:00+00:00")
+    strumpler = [
+        replace(row, setting=f"{row.setting.replace('q', 'width')}_bits={bits}_steps=9")
+        for name, bits, gain in (("basic", 8, -0.2), ("basic", 7, -0.1), ("meta", 7, 0.1))
+        for row in make_curve(f"strumpler-{name}", gain)
+    ]
+    results.write_json(
+        write_run(root / "strumpler" / "sss", strumpler) / "config.json", {"dataset": "kodak"}
+    )
     for j, name in enumerate(("adam_learned", "adam_random", "muon_learned", "muon_random")):
         rows = [
-            make_row(OURS, f"width=32_steps={steps}", image, 0.05, 20 + steps / 100 - j)
+            make_row(METASIREN, f"width=32_steps={steps}", image, 0.05, 20 + steps / 100 - j)
             for steps in (10, 100)
             for image in IMAGES
         ]
@@ -206,6 +218,13 @@ def test_an_unknown_codec_takes_a_look_of_its_own() -> None:
         plots.measured_looks(str(i) for i in range(99))
 
 
+def test_published_looks_are_called_and_dashed_as_the_one_table_says() -> None:
+    for method in (m for m in METHODS if m.name in plots.PUBLISHED):
+        look = plots.PUBLISHED[method.name]
+        assert look.label == method.label
+        assert (look.dash == plots.PUBLISHED["C3"].dash) == method.is_estimate
+
+
 def test_every_published_method_that_is_drawn_has_a_look_and_estimates_are_documented() -> None:
     points = results.read_published(ROOT / "results" / "published" / "kodak.csv")
     methods = {point.method for point in points}
@@ -246,11 +265,31 @@ def test_a_missing_experiment_is_named_and_classic_rd_is_not_needed(root) -> Non
         learning.meta_learning(Source(root), plots.PRINT)
 
 
-def test_a_codec_of_two_runs_comes_from_the_first(root) -> None:
+def test_each_codec_comes_from_the_first_run_that_has_it(root) -> None:
     write_run(root / "classic_rd" / "eee", make_curve(ANCHOR, 5.0), "2026-02-01T00:00:00+00:00")
-    [_, second] = Source(root).measured_by_folder.values()
-    assert second == []
-    assert len(Source(root).summaries[ANCHOR]) == 5
+    found = Source(root).found
+    where = {name: found[name].run.name for name in (METASIREN, ANCHOR, "coin", LATENT_GRID)}
+    assert where == {METASIREN: "aaa", ANCHOR: "aaa", "coin": "old", LATENT_GRID: "ggg"}
+    named = root / "classic_rd" / "eee"
+    assert Source(root, runs=(named,)).found[ANCHOR].run == named
+    for name in STRUMPLER:  # one curve for each number of bits
+        assert len(Source(root).summaries[name]) == 5
+
+
+def test_runs_on_other_images_are_left_out(root) -> None:
+    run = write_run(root / "grid_rd" / "hhh", make_curve("x", 1.0)[:9], "2026-02-01T00:00:00+00:00")
+    results.write_json(run / "config.json", {"images": "cid22-held-back"})
+    assert "x" not in Source(root).found
+
+
+def test_metasiren_has_to_be_there_and_latent_grids_need_not(root) -> None:
+    import shutil
+
+    shutil.rmtree(root / "grid_rd")
+    assert Source(root).ours == (METASIREN,)
+    shutil.rmtree(root / "kodak_rd")
+    with pytest.raises(ValueError, match=r"python -m experiments\.kodak_rd"):
+        _ = Source(root).found
 
 
 def test_lossless_codecs_have_no_curve(root) -> None:
@@ -281,8 +320,8 @@ def test_interpolation_meets_the_points_and_never_leaves_them() -> None:
 def test_the_interval_of_a_constant_saving_has_no_width() -> None:
     """Every image saves the same share of the bits, so does every draw of images."""
     rows = make_curve(ANCHOR, 0.0)
-    ours = [replace(row, codec=OURS, bpp=0.6 * row.bpp) for row in rows]
-    found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS, 50)
+    ours = [replace(row, codec=METASIREN, bpp=0.6 * row.bpp) for row in rows]
+    found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, METASIREN, 50)
     assert found is not None
     np.testing.assert_allclose(found.of_means, -40)
 
@@ -290,22 +329,22 @@ def test_the_interval_of_a_constant_saving_has_no_width() -> None:
 def test_the_interval_holds_the_value_that_metrics_gives_and_spans_the_images() -> None:
     rows = make_curve(ANCHOR, 0.0)
     ours = [
-        replace(row, codec=OURS, bpp=row.bpp * (0.5 if row.image < "kodim04" else 0.9))
+        replace(row, codec=METASIREN, bpp=row.bpp * (0.5 if row.image < "kodim04" else 0.9))
         for row in rows
     ]
-    found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS)
+    found = numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, METASIREN)
     means = results.measured_curves(results.summarise([*rows, *ours]))
-    expected = metrics.bd_rate(*zip(*means[ANCHOR]), *zip(*means[OURS])).percent  # noqa: B905
+    expected = metrics.bd_rate(*zip(*means[ANCHOR]), *zip(*means[METASIREN])).percent  # noqa: B905
     assert found is not None and found.of_means.value == pytest.approx(expected)
     low, high = found.of_means.low, found.of_means.high
     assert low is not None and high is not None and -50 <= low < expected < high <= -10
-    assert numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS) == found
+    assert numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, METASIREN) == found
 
 
 def test_curves_without_overlap_have_no_bd_rate() -> None:
     rows = make_curve(ANCHOR, 0.0)
-    ours = [replace(row, codec=OURS, psnr=row.psnr + 50) for row in rows]
-    assert numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, OURS, 5) is None
+    ours = [replace(row, codec=METASIREN, psnr=row.psnr + 50) for row in rows]
+    assert numbers.bd_rate_with_interval([*rows, *ours], ANCHOR, METASIREN, 5) is None
 
 
 def test_a_point_that_costs_more_and_is_worse_does_not_count() -> None:
@@ -328,13 +367,22 @@ def test_outliers_are_the_ends() -> None:
     assert scatter.outliers(values, 2) == ["0", "1", "7", "8"]
 
 
-def test_published_bars_have_no_interval_and_measured_ones_do(root, quick) -> None:
+def test_published_bd_rates_have_no_interval_and_measured_ones_do(root, quick) -> None:
     source = Source(root)
-    assert all(bar.ends is None for bar in bars.published_bars(source))
-    assert {bar.label for bar in bars.measured_bars(source)} == {
-        look.label for name, look in plots.measured_looks(source.summaries).items() if name != OURS
+    published, measured = bars.published_lines(source), bars.measured_lines(source)
+    assert all(value.ends is None for line in published for value in line.values.values())
+    assert {line.label for line in measured} == {
+        look.label
+        for name, look in plots.measured_looks(source.summaries).items()
+        if name not in (METASIREN, LATENT_GRID)
     }
-    assert all(bar.ends and bar.ends[0] <= bar.ends[1] for bar in bars.measured_bars(source))
+    for line in measured:
+        assert list(line.values) == [METASIREN, LATENT_GRID]
+        assert all(v.ends and v.ends[0] <= v.ends[1] for v in line.values.values())
+
+
+def test_half_the_bits_and_double_stand_equally_far() -> None:
+    assert bars.on_axis(0) == 0 and bars.on_axis(-50) == -bars.on_axis(100) == -1
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -372,12 +420,12 @@ def test_a_kept_stream_is_not_fitted_again(tmp_path, photo) -> None:
 
 def test_a_rate_beyond_a_curve_is_an_empty_cell(root, quick) -> None:
     table = tables.measured(Source(root))
-    ours = next(line for line in table.lines if "ours" in line[0])
+    ours = next(line for line in table.lines if "MetaSiren" in line[0])
     by_name = dict(zip(table.header, ours, strict=True))
     assert by_name["0.1 bpp"] and not by_name["0.1 bpp"].startswith("0")
-    few = [row for row in MEASURED if row.codec != OURS or row.setting in ("q=0", "q=1")]
+    few = [row for row in MEASURED if row.codec != METASIREN or row.setting in ("q=0", "q=1")]
     write_run(root / "kodak_rd" / "few", few, "2026-02-01T00:00:00+00:00")
-    ours = next(line for line in tables.measured(Source(root)).lines if "ours" in line[0])
+    ours = next(line for line in tables.measured(Source(root)).lines if "MetaSiren" in line[0])
     assert dict(zip(table.header, ours, strict=True))["0.25 bpp"] == ""
 
 

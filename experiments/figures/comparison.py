@@ -1,7 +1,7 @@
 """Pictures side by side in equal bytes. Drawn from photographs, not from rows: those that come with
 scikit-image or, with ``--images``, those of a folder. The files are coded on the spot and kept in
-runs/figures/, so only the first time takes long: 30 s of processor time for both pictures, half
-of it on each of 2 cores. A fit depends on the number of devices only up to two, as everywhere."""
+runs/figures/, so only the first time takes long: about 3 minutes of processor time for both
+pictures. A fit depends on the number of devices only up to two, as everywhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.figures.source import Source
-from inrjax import datasets, metrics, results, trees
-from inrjax.codecs import Jpeg, Jpeg2000, MetaSiren, WebP, decode_stream
+from inrjax import datasets, grids, metrics, results, trees
+from inrjax.codecs import Jpeg, Jpeg2000, LatentGrid, MetaSiren, WebP, decode_stream
 from inrjax.codecs.classic import JPEG2000_RATIOS
+from inrjax.codecs.latent_grid import STEPS
 from inrjax.images import read_image
 from inrjax.init import packaged_init
 from inrjax.plots import Style
@@ -48,8 +49,9 @@ class Coded(NamedTuple):
 
 
 def first(source: Source, style: Style) -> Figure:
-    """The first picture: original, ours, and three codecs at the setting nearest in bytes; below
-    them the 96 x 96 pixels in which all of them together err the most, and the errors there."""
+    """The first picture: original, MetaSiren's, and LatentGrid and three codecs at the setting
+    nearest in bytes; below them the 96 x 96 pixels in which all of them together err the most, and
+    the errors there."""
     return draw(source, style, 0)
 
 
@@ -67,7 +69,9 @@ def draw(source: Source, style: Style, index: int) -> Figure:
     streams = our_streams(pictures, Fit(init, source.width, source.num_steps), source.cache)
     name = list(pictures)[index]
     ours = streams[name]
+    cache = KeptFiles(source.cache)
     coded = [Coded("MetaSiren", len(ours), decode_stream(ours))]
+    coded += [nearest("LatentGrid", latent_grids(), pictures[name], len(ours), cache)]
     coded += [nearest(label, c, pictures[name], len(ours)) for label, c in others(pictures[name])]
     return side_by_side(pictures[name], coded, style)
 
@@ -95,6 +99,29 @@ def our_streams(pictures: dict[str, Image], fit: Fit, cache: Path) -> dict[str, 
     return {name: path.read_bytes() for name, path in paths.items()}
 
 
+@dataclass(frozen=True)
+class KeptFiles:
+    """Files of slow codecs, all .inr: read from a folder, or coded and kept there."""
+
+    folder: Path
+
+    def encode(self, codec: Codec, image: Image) -> bytes:
+        """The codec's file of an image."""
+        base = grids.packaged_base().digest.hex()[:8]
+        digest = trees.digest({"image": image}).hex()[:12]
+        path = self.folder / f"{codec.name}_{codec.setting}_{base}_{digest}.inr"
+        if not path.exists():
+            [data] = codec.encode([image])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trees.write_atomic(path, data)
+        return path.read_bytes()
+
+
+def latent_grids() -> list[LatentGrid]:
+    """LatentGrid from the smallest file to the largest."""
+    return [LatentGrid(step) for step in reversed(STEPS)]
+
+
 def others(image: Image) -> list[tuple[str, list[Codec]]]:
     """The codecs beside ours, each at its settings from the smallest file to the largest."""
     ratios = np.geomspace(max(JPEG2000_RATIOS), min(JPEG2000_RATIOS), 200)
@@ -105,7 +132,13 @@ def others(image: Image) -> list[tuple[str, list[Codec]]]:
     ]
 
 
-def nearest(label: str, codecs: Sequence[Codec], image: Image, num_bytes: int) -> Coded:
+def nearest(
+    label: str,
+    codecs: Sequence[Codec],
+    image: Image,
+    num_bytes: int,
+    kept: KeptFiles | None = None,
+) -> Coded:
     """The file nearest in size, of codecs from the smallest file to the largest: by bisection, so
     the nearest of the two that enclose the size."""
     low, high = 0, len(codecs) - 1
@@ -113,7 +146,8 @@ def nearest(label: str, codecs: Sequence[Codec], image: Image, num_bytes: int) -
 
     def size(index: int) -> int:
         if index not in files:
-            [files[index]] = codecs[index].encode([image])
+            codec = codecs[index]
+            files[index] = kept.encode(codec, image) if kept else codec.encode([image])[0]
         return len(files[index])
 
     size(low)
@@ -172,13 +206,13 @@ def side_by_side(image: Image, coded: Sequence[Coded], style: Style) -> Figure:
         _empty(grid[1, column])
     for width, colour in ((3.0, "black"), (1.2, "white")):  # seen on any ground
         grid[0, 0].add_patch(Rectangle((x, y), side, side, fill=False, lw=width, ec=colour))
-    shown = None
+    shown = []
     for axes, error in zip(grid[2, 1:], errors, strict=True):
-        shown = axes.imshow(error, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+        shown.append(axes.imshow(error, cmap="magma", vmin=0, vmax=top, interpolation="nearest"))
         _empty(axes)
     _empty(grid[2, 0])
     scale = grid[2, 0].inset_axes((0.05, 0.55, 0.9, 0.1))
-    figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(0, top / 2, top))
+    figure.colorbar(shown[0], cax=scale, orientation="horizontal", ticks=(0, top / 2, top))
     scale.set_title("absolute error\n(levels of 255)")
     grid[1, 0].set_ylabel(f"{side} x {side} pixels")
     return figure

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.figures import numbers
-from experiments.figures.source import OURS, VARIANTS, Source
+from experiments.figures.source import VARIANTS, Source, ours_last
 from inrjax.plots import Look, Style, draw_curve, measured_looks
 from inrjax.results import Summary
 
@@ -23,22 +24,24 @@ def psnr_seconds(source: Source, style: Style) -> Figure:
     Seconds are wall seconds; those of a batch are divided by its size, and the axis says so.
     Where runs come from several machines, a line under the axes says which codec ran where.
     """
-    names = [name for name in source.summaries if name not in VARIANTS]
-    known = measured_looks(sorted(names, key=lambda name: name == OURS))  # ours in front
+    shown = {name: group for name, group in source.summaries.items() if name not in VARIANTS}
+    known = measured_looks(ours_last(shown))
     figure = style.figure(style.double, 0.46)
     left, right = figure.subplots(1, 2)
     handles = []
     for name, look in known.items():
-        group = source.summaries[name]
+        group = shown[name]
         curve = sorted((s.encode_seconds, s.psnr) for s in group)
         handles.append(draw_curve(left, curve, look))
         handles[-1].set_linestyle("none")  # seconds are noisy: a line through them is a scribble
         _point(right, group, look)
-    for axes, title in ((left, "every setting"), (right, f"at {AT_BPP} bpp, interpolated")):
+    for axes, title in ((left, "every setting"), (right, f"at {AT_BPP} bpp,\ninterpolated")):
         axes.set_xscale("log")
         axes.set_title(title)
-        axes.set_ylabel("PSNR (dB)")
+        # Labels of one width, whatever the height becomes: the layout is made before the ticks.
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
+    left.set_ylabel("PSNR (dB)")
     sizes = sorted({row.batch_size for row in source.measured})
     of = f"of {sizes[0]}" if len(sizes) == 1 else f"of {sizes[0]} to {sizes[-1]}"
     lines = [f"encode seconds an image (wall, in batches {of} images)"]

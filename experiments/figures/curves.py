@@ -1,4 +1,4 @@
-"""Rate-distortion curves. Rows: the measured runs (kodak_rd, and classic_rd where it is there)
+"""Rate-distortion curves. Rows: the measured runs (`source.EXPERIMENTS`, as far as they are there)
 and results/published/kodak.csv. Means over the images, on real files; published curves are dashed,
 and dotted where their rates are estimates."""
 
@@ -10,8 +10,10 @@ from experiments.figures import numbers
 from experiments.figures.source import (
     NETWORKS,
     OURS,
+    STRUMPLER,
     VARIANTS,
     Source,
+    ours_last,
 )
 from inrjax import results
 from inrjax.plots import Style, rd_figure
@@ -45,7 +47,7 @@ def ms_ssim(source: Source, style: Style) -> Figure:
             published.setdefault(point.method, []).append(pair)
     shown = curves_to_show(published, BEST_OF_OTHER_KINDS)
     return rd_figure(
-        _ours_last({name: curve for name, curve in measured.items() if curve}),
+        ours_last({name: curve for name, curve in measured.items() if curve}),
         *shown,
         quality=r"MS-SSIM, $-10\,\log_{10}(1 - m)$ (dB)",
         bpp_range=(0.0, 1.0),
@@ -54,13 +56,17 @@ def ms_ssim(source: Source, style: Style) -> Figure:
 
 
 def networks(source: Source, style: Style) -> Figure:
-    """PSNR over bpp of the codecs whose file is a coordinate network, ours and published ones.
+    """PSNR over bpp of the codecs that overfit a picture: coordinate networks measured here and
+    published ones, and LatentGrid.
 
-    COIN measured here has the steps of the run's config, far fewer than the published one's.
+    COIN and Strümpler's codecs measured here have the steps of their runs' configs, far fewer than
+    the published ones.
     """
-    measured = {name: curve for name, curve in _measured(source).items() if name in (OURS, "coin")}
+    shown = ("coin", *STRUMPLER, *OURS)
+    groups = (source.summaries.get(name, ()) for name in shown)
+    measured = results.measured_curves(summary for group in groups for summary in group)
     return rd_figure(
-        _ours_last(measured),
+        ours_last(measured),
         *curves_to_show(results.published_curves(source.published), NETWORKS),
         bpp_range=(0.0, 0.7),
         psnr_range=None,
@@ -71,7 +77,7 @@ def networks(source: Source, style: Style) -> Figure:
 def _psnr(source: Source, style: Style, bpp_range: tuple[float, float]) -> Figure:
     published = results.published_curves(source.published)
     return rd_figure(
-        _ours_last(_measured(source)),
+        ours_last(_measured(source)),
         *curves_to_show(published, BEST_OF_OTHER_KINDS),
         bpp_range=bpp_range,
         style=style,
@@ -81,10 +87,3 @@ def _psnr(source: Source, style: Style, bpp_range: tuple[float, float]) -> Figur
 def _measured(source: Source) -> dict[str, list[tuple[float, float]]]:
     shown = [group for name, group in source.summaries.items() if name not in VARIANTS]
     return results.measured_curves(summary for group in shown for summary in group)
-
-
-def _ours_last(curves: dict[str, list[tuple[float, float]]]) -> dict:
-    """The legend's order is the drawing's: ours in front of all others, so it comes last."""
-    return {name: curve for name, curve in curves.items() if name != OURS} | {
-        name: curve for name, curve in curves.items() if name == OURS
-    }

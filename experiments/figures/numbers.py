@@ -45,10 +45,10 @@ def bd_rate_with_interval(
     Each codec's settings are those on the `frontier` of its means. None where the curves of means
     do not overlap.
     """
-    chosen = [_on_frontier([row for row in rows if row.codec == name]) for name in (anchor, codec)]
+    a, b = (_on_frontier([row for row in rows if row.codec == name]) for name in (anchor, codec))
     bootstrap = compare.Bootstrap(num_resamples, CONFIDENCE / 100, SEED)
     try:
-        return compare.bd_rate_of(*chosen, bootstrap=bootstrap)
+        return compare.bd_rate_of(a, b, bootstrap=bootstrap)
     except ValueError:  # no overlap, or a lossless codec, which has one point at infinity
         return None
 

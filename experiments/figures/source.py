@@ -1,29 +1,35 @@
-"""Which rows the figures read: the newest complete run of each experiment, or the runs named."""
+"""Which rows the figures and the ladder read: of each codec, those of the newest complete run that
+has it, or of the runs named."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from inrjax import results
 from inrjax.published import INR, METHODS, in_group
 from inrjax.results import PublishedPoint, Summary
 from inrjax.types import RDPoint
 
-OURS = "meta-siren"
-"""The codec that the figures are about."""
+T = TypeVar("T")
+
+METASIREN, LATENT_GRID = OURS = ("meta-siren", "latent-grid")
+"""The codecs that the figures are about; the first has to be there."""
 
 ANCHOR = "jpeg-optimized"
 """The codec that rates are compared with."""
 
-MEASURED = ("kodak_rd", "classic_rd")
-"""Experiments whose rows are the measured curves; only the first has to be there."""
+EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "classic_rd")
+"""Whose rows are the measured curves, in the order in which a codec is looked for."""
+
+STRUMPLER = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
+"""Strümpler's codecs; basic is measured at the paper's 8 bits and at meta's 7: two curves."""
 
 ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 """Published methods whose rates are no file sizes."""
@@ -31,8 +37,10 @@ ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 LABELS = {method.name: method.label for method in METHODS}
 """How a published method is printed."""
 
-VARIANTS = ("jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized")
-"""Codecs among the bars and in the tables only: with their curves, there would be too many."""
+VARIANTS = (
+    "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
+)  # fmt: skip
+"""Codecs left out where all codecs' curves are: there would be too many."""
 
 NETWORKS = tuple(method.name for method in in_group(INR))
 """Published codecs whose file is a coordinate network, as ours."""
@@ -44,7 +52,7 @@ class Source:
 
     Attributes:
       root: the folder that holds ``<experiment>/<hash>/`` and ``published/``.
-      runs: run folders to read in place of the newest of their experiments.
+      runs: run folders to look through before the newest of each experiment.
       images: a folder of pictures for the visual comparisons, None for the packaged photographs.
       width, num_steps: of MetaSiren's files in the visual comparisons.
       cache: where the visual comparisons keep the files they coded.
@@ -57,47 +65,42 @@ class Source:
     num_steps: int = 1000
     cache: Path = Path("runs") / "figures"
 
-    def folders(self, experiment: str) -> list[Path]:
-        """The runs of an experiment to read: those named, else the newest complete one, if any."""
+    def folder(self, experiment: str) -> Path:
+        """The run of an experiment to read: the one named, else the newest complete one; ValueError
+        if it has none."""
         named = [run for run in self.runs if run.parent.name == experiment]
         if named:
-            for run in named:
-                if not is_complete(run):
-                    raise ValueError(f"{run} is not a complete run: let its experiment finish")
-            return named
-        found = [path for path in sorted(self.root.glob(f"{experiment}/*/")) if is_complete(path)]
-        return [max(found, key=date_of)] if found else []
-
-    def folder(self, experiment: str) -> Path:
-        """The run of an experiment to read; ValueError if it has none."""
-        found = self.folders(experiment)
+            return check_complete(named[0])
+        found = [path for path in self.root.glob(f"{experiment}/*/") if is_complete(path)]
         if not found:
             raise ValueError(
                 f"{self.root / experiment} has no complete run: run "
                 f"`python -m experiments.{experiment}` first"
             )
-        return found[0]
+        return max(found, key=date_of)
 
     @cached_property
-    def measured_by_folder(self) -> dict[Path, list[RDPoint]]:
-        """Rows of each measured run. A codec that several hold is taken from the first; lossless
-        codecs, which have a rate but no curve, are left out."""
-        self.folder(MEASURED[0])
-        taken: set[str] = set()
-        rows: dict[Path, list[RDPoint]] = {}
-        for folder in (folder for experiment in MEASURED for folder in self.folders(experiment)):
-            new = [r for r in results.read_rows(folder / "rows.csv") if r.codec not in taken]
-            taken |= {row.codec for row in new}
-            rows[folder] = without_lossless(new)
-        images = {row.image for row in next(iter(rows.values()))}
-        for folder, some in rows.items():
-            check_images(folder, some, images)
-        return rows
+    def found(self) -> dict[str, Found]:
+        """The rows of each codec on Kodak. Lossless codecs, which have a rate but no curve, are
+        left out; ValueError without MetaSiren, and as `find_codecs` raises it."""
+        found = find_codecs(self.root, "kodak", self.runs)
+        if METASIREN not in found:
+            raise ValueError(
+                f"{self.root} has no complete run of MetaSiren on Kodak: run "
+                "`python -m experiments.kodak_rd` first"
+            )
+        kept = {name: one._replace(rows=without_lossless(one.rows)) for name, one in found.items()}
+        return {name: one for name, one in kept.items() if one.rows}
 
     @cached_property
     def measured(self) -> list[RDPoint]:
         """All measured rows."""
-        return [row for rows in self.measured_by_folder.values() for row in rows]
+        return [row for one in self.found.values() for row in one.rows]
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """Those of `OURS` that are there."""
+        return tuple(name for name in OURS if name in self.found)
 
     @cached_property
     def summaries(self) -> dict[str, list[Summary]]:
@@ -114,13 +117,73 @@ class Source:
 
     def machines(self) -> dict[str, list[str]]:
         """By machine (processor and number of cores), the codecs that were timed on it."""
-        found: dict[str, list[str]] = {}
-        for folder, rows in self.measured_by_folder.items():
-            first = provenances(folder)[0]
-            machine = f"{first['cpu_count']} cores of {first['cpu']}"
-            codecs = dict.fromkeys(row.codec for row in rows)
-            found[machine] = [*found.get(machine, []), *codecs]
-        return found
+        machines: dict[str, list[str]] = {}
+        for name, one in self.found.items():
+            first = provenances(one.run)[0]
+            machines.setdefault(f"{first['cpu_count']} cores of {first['cpu']}", []).append(name)
+        return machines
+
+
+class Found(NamedTuple):
+    """A curve's rows, the run they come from, its config, and the codec's own name there."""
+
+    run: Path
+    rows: list[RDPoint]
+    config: Mapping[str, Any]
+    codec: str
+
+
+def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str, Found]:
+    """By curve (`curve_of`), rows on an image set, each from the first run that has them.
+
+    Runs are looked through as `EXPERIMENTS` are listed: those named first, then the newest of each
+    experiment, then its older ones; ``images`` is the set as their configs name it. The rows'
+    codec becomes the curve's name. Raises ValueError for a named run that is not complete, and
+    where not all were measured on the same images.
+    """
+    taken: dict[str, Found] = {}
+    for run in _folders(root, runs):
+        config = json.loads((run / "config.json").read_text("utf-8"))
+        if images != config.get("images", config.get("dataset")):
+            continue
+        curves: dict[str, Found] = {}
+        for row in results.read_rows(run / "rows.csv"):
+            name = curve_of(row)
+            found = curves.setdefault(name, Found(run, [], config, row.codec))
+            found.rows.append(replace(row, codec=name))
+        for name, found in curves.items():
+            taken.setdefault(name, found)
+    measured = {row.image for found in [*taken.values()][:1] for row in found.rows}
+    for found in taken.values():
+        check_images(found.run, found.rows, measured)
+    return taken
+
+
+def curve_of(row: RDPoint) -> str:
+    """The codec's name, but for what has two curves under one name: basic at 7 bits."""
+    is_seven = row.codec == "strumpler-basic" and "bits=7" in row.setting.split("_")
+    return "strumpler-basic-7bit" if is_seven else row.codec
+
+
+def _folders(root: Path, runs: Sequence[Path]) -> list[Path]:
+    folders = [check_complete(run) for run in runs if run.parent.name in EXPERIMENTS]
+    for experiment in EXPERIMENTS:
+        complete = [path for path in root.glob(f"{experiment}/*/") if is_complete(path)]
+        folders += sorted(complete, key=date_of, reverse=True)
+    return folders
+
+
+def check_complete(run: Path) -> Path:
+    """The run; ValueError unless `is_complete`."""
+    if not is_complete(run):
+        raise ValueError(f"{run} is not a complete run: let its experiment finish")
+    return run
+
+
+def ours_last(curves: Mapping[str, T]) -> dict[str, T]:
+    """The legend's order is the drawing's: ours in front of all others, so they come last."""
+    ours = {name: curves[name] for name in OURS if name in curves}
+    return {name: curve for name, curve in curves.items() if name not in OURS} | ours
 
 
 def is_complete(folder: Path) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.figures import numbers
-from experiments.figures.source import ANCHOR, ESTIMATED, LABELS, OURS, Source
+from experiments.figures.source import ANCHOR, ESTIMATED, LABELS, Source
 from experiments.kodak_rd import markdown
 from inrjax import results
-from inrjax.plots import MEASURED, looks
+from inrjax.plots import measured_looks
 
 RATES = (0.1, 0.15, 0.25, 0.5)
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 def measured(source: Source) -> Table:
     """Each codec measured here: PSNR at four rates, BD-rate against optimised JPEG, seconds."""
-    known = looks(source.summaries, MEASURED)
+    known = measured_looks(source.summaries)
     lines = []
     for name, group in source.summaries.items():
         found = None
@@ -61,24 +61,33 @@ def measured(source: Source) -> Table:
 
 
 def published(source: Source) -> Table:
-    """Each published curve: PSNR at four rates, whether its rates are files', and our BD-rate."""
+    """Each published curve: PSNR at four rates, whether its rates are files', and our BD-rates."""
     curves = results.published_curves(source.published)
-    ours = [(s.bpp, s.psnr) for s in source.summaries[OURS]]
+    known = measured_looks(source.ours)
+    own = {name: [(s.bpp, s.psnr) for s in source.summaries[name]] for name in known}
     lines = []
     for name, curve in curves.items():
-        found = numbers.bd_rate(curve, ours)
-        rate = ["", ""]
-        if found is not None:
-            rate = [f"{found.percent:+.1f}", f"{found.low_db:.1f}-{found.high_db:.1f}"]
+        rates = []
+        for ours in own.values():
+            found = numbers.bd_rate(curve, ours)
+            rates += (
+                ["", ""]
+                if found is None
+                else [f"{found.percent:+.1f}", f"{found.low_db:.1f}-{found.high_db:.1f}"]
+            )
         kind = "estimated" if name in ESTIMATED else "published"
-        lines.append([LABELS[name], kind, *_at_rates(curve), *rate])
+        lines.append([LABELS[name], kind, *_at_rates(curve), *rates])
+    labels = [look.label for look in known.values()]
     return Table(
         "Against published curves, which were not measured here: their PSNR (dB) at equal bpp, "
-        "interpolated, and the BD-rate (%) of MetaSiren's measured curve against them, over the "
+        "interpolated, and the BD-rate (%) of measured curves of ours against them, over the "
         "qualities that both cover (dB).",
-        ["method", "rate", *(f"{rate} bpp" for rate in RATES), "BD-rate of MetaSiren", "over dB"],
+        [
+            "method", "rate", *(f"{rate} bpp" for rate in RATES),
+            *(cell for label in labels for cell in (f"BD-rate of {label}", "over dB")),
+        ],
         lines,
-    )
+    )  # fmt: skip
 
 
 TABLES = {"measured": measured, "published": published}
