@@ -73,7 +73,7 @@ def test_a_commands_memory_is_not_that_of_the_process_that_starts_it() -> None:
     from experiments import kodak_rd
 
     held = np.ones(300 * 2**20, np.uint8)  # more than `inrjax inits list` ever needs
-    _, peak = kodak_rd._time_cli(["inits", "list"])
+    _, peak = kodak_rd.time_cli(["inits", "list"])
     assert 0.01 < peak < held.nbytes / 2**30
 
 
