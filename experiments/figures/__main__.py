@@ -5,8 +5,8 @@ Command: python -m experiments.figures all      (or one name: rd_psnr, bd_rate, 
          ... --runs results/kodak_rd/HASH ...      these runs, not the newest of their experiments
          ... --images DIR --width 24      other pictures, another size of our files, in the visual
                                           comparisons
-Seconds: 40 of processor time, and 200 more where the visual comparisons were never coded (both
-pictures in one batch, a core for each).
+Seconds: about 40 of processor time, and 200 more where the visual comparisons were never coded
+(both pictures in one batch, a core for each).
 Expected: a PDF and a PNG for each name in results/figures/, and tables in results/figures/tables/.
 
 Each figure's docstring says what it shows and from which rows. Nothing is measured here but the
