@@ -25,6 +25,7 @@ GRANULE = 64
 """Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
 
 _BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
+_CAUTION = 1.5  # of the first half of a fit
 _MOVED = 0.5  # of the latents, chosen at random, move in a step: all at once would overshoot
 
 
@@ -164,8 +165,13 @@ def improve(
     step: Any,
     lmbda: Any,
     key: Any,
+    caution: Any = 1.0,
 ) -> list[Any]:
-    """One proximal step over the integers; half of the latents, drawn at random, may move."""
+    """One proximal step over the integers; half of the latents, drawn at random, may move.
+
+    ``caution``: times the curvature that a synthesis of orthonormal columns has. At 1 a step is the
+    longest, and where the learned synthesis bends more, steps may grow instead of settling.
+    """
     gradients = jax.grad(lambda own: mse(net, shared, own, target, step))(list(latents))
     count = target.height * target.width
     sizes = net.sizes(target.height, target.width)
@@ -177,7 +183,7 @@ def improve(
         true = sizes[min(place + 1, net.levels)]
         # Half the mse's second derivative by a latent, for a synthesis of orthonormal columns.
         curvature = (gains[place] * step_size(step)) ** 2 / (3.0 * count)
-        curvature = curvature * _border_weight(own.shape, true)
+        curvature = curvature * caution * _border_weight(own.shape, true)
         best = own - gradient / (2 * curvature)
         price = lmbda / count / curvature
         choice = _cheapest(best, price, model)
@@ -221,10 +227,18 @@ def num_bits(net: LatentGridNet, shared: Shared, latents: Any, target: Target, s
     return total
 
 
+def loss(
+    net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any, lmbda: Any
+) -> jax.Array:
+    """mse + lmbda * bpp."""
+    bpp = num_bits(net, shared, latents, target, step) / (target.height * target.width)
+    return mse(net, shared, latents, target, step) + lmbda * bpp
+
+
 @cache
-def _program(platform: str):
+def _programs(platform: str):
     del platform
-    return jax.jit(improve, static_argnums=0)
+    return jax.jit(improve, static_argnums=0), jax.jit(loss, static_argnums=0)
 
 
 def fit_latents(
@@ -238,19 +252,31 @@ def fit_latents(
 ) -> list[np.ndarray]:
     """The int64 latents of a uint8 picture, shaped as `LatentGridNet.latent_shapes`.
 
+    Of all iterates the one of the least loss. The first half of the steps is cautious: from far
+    away, steps of the full length grow on some pictures, at fine step sizes most of all. Near the
+    end, they find more of what is worth a change.
+
     The same whatever else is fitted beside it.
     """
     target = make_target(image)
     latents: Any = start(net, target, step)
     key = jax.random.key(seed)
-    program = _program(jax.default_backend())
+    move, measure = _programs(jax.default_backend())
+    number, weight = np.float32(step), np.float32(lmbda)
+    best, least, cautious_steps = latents, np.inf, iterations // 2
     for iteration in range(iterations):
-        latents = program(
-            net, shared, latents, target, np.float32(step), np.float32(lmbda),
-            jax.random.fold_in(key, iteration),
+        caution = _CAUTION if iteration < cautious_steps else 1.0
+        latents = move(
+            net, shared, latents, target, number, weight, jax.random.fold_in(key, iteration),
+            np.float32(caution),
         )  # fmt: skip
+        if iteration + 1 < cautious_steps:  # the last of the cautious ones is the best of them
+            continue
+        value = float(measure(net, shared, latents, target, number, weight))
+        if value < least:
+            best, least = latents, value
     shapes = net.latent_shapes(*image.shape[:2])
     return [
         np.asarray(own)[: shape[0], : shape[1]].astype(np.int64)
-        for own, shape in zip(latents, shapes, strict=True)
+        for own, shape in zip(best, shapes, strict=True)
     ]

@@ -351,9 +351,7 @@ _improve: Any = jax.jit(gridfit.improve, static_argnums=0)
 
 @jax.jit
 def _loss(latents: Any, target: gridfit.Target, step: Any, lmbda: Any) -> Any:
-    bits = gridfit.num_bits(NET, SHARED, latents, target, step)
-    mse = gridfit.mse(NET, SHARED, latents, target, step)
-    return mse + lmbda * bits / (target.height * target.width)
+    return gridfit.loss(NET, SHARED, latents, target, step, lmbda)
 
 
 def rendered(latents: Any, step: int, size: tuple[int, int]) -> np.ndarray:
@@ -420,6 +418,31 @@ def test_a_fit_lowers_the_loss_and_leaves_what_is_beyond_the_picture() -> None:
         np.testing.assert_array_equal(own, np.rint(own))
         own[:rows, :columns] = 0
         assert not own.any()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2])
+def test_more_steps_do_no_harm(factor: float) -> None:
+    """Even where the synthesis bends more than the steps count on, and they grow."""
+    synthesis = trees.from_leaves(
+        {
+            path: np.asarray(leaf * (factor if path.endswith("kernel") else 1), np.float32)
+            for path, leaf in trees.leaves(SHARED.synthesis)
+        }
+    )
+    shared = gridfit.Shared(synthesis, SHARED.context)
+    image, step = photograph(37, 53, seed=3), 12
+    lmbda, target = float(gridfit.rate_weight(step)), gridfit.make_target(image)
+    losses = []
+    for iterations in (6, 20, 40):
+        fitted = gridfit.fit_latents(NET, shared, image, step, lmbda, iterations, 0)
+        padded = [
+            np.pad(own, [(0, a - b) for a, b in zip(shape, own.shape, strict=True)])
+            for own, shape in zip(fitted, NET.latent_shapes(64, 64), strict=True)
+        ]
+        losses.append(
+            float(gridfit.loss(NET, shared, single(padded), target, np.float32(step), lmbda))
+        )
+    assert all(after < 1.01 * before for before, after in pairwise(losses)), losses
 
 
 def test_more_weight_on_the_rate_is_a_smaller_file() -> None:
