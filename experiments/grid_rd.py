@@ -28,7 +28,7 @@ from experiments.kodak_rd import (
     print_progress,
     smoke_images,
 )
-from inrjax import codecs, datasets, grids, plots, published, results
+from inrjax import codecs, datasets, gridfit, grids, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
@@ -41,7 +41,8 @@ ANCHOR = "jpeg-optimized"
 @dataclass(frozen=True)
 class Config:
     """What is measured. ``images``: kodak, cid22-held-back or clic2025; ``max_images``: of them, in
-    order. ``base``: digest of the packaged base, filled in when it runs."""
+    order. ``base``: digest of the packaged base, filled in when it runs. ``caution``: of the fits'
+    first steps (see `inrjax.gridfit.improve`); runs from before it was there had 1."""
 
     steps: tuple[int, ...] = codecs.latent_grid.CURVE_STEPS
     iterations: int = codecs.LatentGrid.iterations
@@ -52,6 +53,7 @@ class Config:
     images: str = "kodak"
     max_images: int = 24
     base: str = ""
+    caution: float = gridfit.CAUTION
 
 
 SMOKE = Config(

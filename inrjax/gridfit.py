@@ -24,8 +24,10 @@ from inrjax.types import Image
 GRANULE = 64
 """Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
 
+CAUTION = 1.5
+"""Of the steps of a fit's first half, see `improve`."""
+
 _BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
-_CAUTION = 1.5  # of the first half of a fit
 _MOVED = 0.5  # of the latents, chosen at random, move in a step: all at once would overshoot
 
 
@@ -265,7 +267,7 @@ def fit_latents(
     number, weight = np.float32(step), np.float32(lmbda)
     best, least, cautious_steps = latents, np.inf, iterations // 2
     for iteration in range(iterations):
-        caution = _CAUTION if iteration < cautious_steps else 1.0
+        caution = CAUTION if iteration < cautious_steps else 1.0
         latents = move(
             net, shared, latents, target, number, weight, jax.random.fold_in(key, iteration),
             np.float32(caution),
