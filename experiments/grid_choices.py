@@ -40,8 +40,8 @@ from inrjax.types import Codec, Image, OnProgress, RDPoint
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared; ``base``: digest of the packaged one, filled in when it runs; ``caution``: of
-    the fits' first steps (see `inrjax.gridfit.improve`), 1 in runs from before it was there."""
+    """What is compared; ``base``: digest of the packaged one, filled in when it runs;
+    ``caution``: of the fits' first steps (see `inrjax.gridfit.improve`), 1 in earlier runs."""
 
     steps: tuple[int, ...] = (20, 28, 36, 44)
     iterations: tuple[int, ...] = (6, 12, 48)
