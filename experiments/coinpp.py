@@ -26,11 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 
+from experiments import common
 from inrjax import basetrain, datasets, modulation
 from inrjax.base import Base, load_base, save_base
 from inrjax.basetrain import BaseTrainConfig
@@ -175,19 +176,8 @@ _LATENTS: dict[tuple[Any, ...], list[np.ndarray]] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class FromLatents:
+class FromLatents(common.Wrapped):
     """`ModulatedSiren` on latents that its settings share: they do not depend on the bits."""
-
-    codec: Any
-    suffix: ClassVar[str] = ".inr"
-
-    @property
-    def name(self) -> str:
-        return self.codec.name
-
-    @property
-    def setting(self) -> str:
-        return self.codec.setting
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         base, steps = self.codec.base, self.codec.inner_steps
@@ -196,9 +186,6 @@ class FromLatents:
             patches = [modulation.cut(image, base.patch) for image in images]
             _LATENTS[key] = modulation.fit_latents(base, patches, steps, on_progress)
         return [self.codec.pack(i, z) for i, z in zip(images, _LATENTS[key], strict=True)]
-
-    def decode(self, streams: Sequence[bytes]) -> list[Image]:
-        return self.codec.decode(streams)
 
 
 def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path) -> Path:

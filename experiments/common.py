@@ -1,13 +1,14 @@
-"""What experiments have in common beside what they measure: their pictures, and how they end.
+"""What experiments have in common beside what they measure: pictures, wrapped codecs, the end.
 
 Starts no JAX: experiments/interruptions.py forks its process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from inrjax import datasets
 from inrjax.images import read_image
@@ -45,6 +46,35 @@ def training(options: Options) -> list[Image]:
     if options.smoke:
         return [*smoke_images().values()][:1]
     return [read_image(path).image for path in datasets.cid22_train(options.data)]
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapped:
+    """A codec under its own name, setting and seed, whose streams are its own: for experiments that
+    encode in another way, on fits that several settings share for instance."""
+
+    codec: Any
+
+    suffix: ClassVar[str] = ".inr"
+
+    @property
+    def name(self) -> str:
+        """The codec's."""
+        return self.codec.name
+
+    @property
+    def setting(self) -> str:
+        """The codec's."""
+        return self.codec.setting
+
+    @property
+    def seed(self) -> int:
+        """The codec's."""
+        return self.codec.seed
+
+    def decode(self, streams: Sequence[bytes]) -> list[Image]:
+        """By the codec."""
+        return self.codec.decode(streams)
 
 
 def show(folder: Path) -> Path:

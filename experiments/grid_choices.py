@@ -4,7 +4,7 @@ Claim: 24 proximal steps are within 1 % of the bytes of 48; the lmbda that suits
 the best weight of the rate; what was learned from other pictures is worth at least 15 % of the
 bytes at equal PSNR and time.
 Command: python -m experiments.grid_choices --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 10 on 2 cores. A stopped run goes on: rows that exist are kept.
+Minutes: about 25 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/grid_choices/<config hash>/table.md.
 
 Measured on cid22 images that were held back from training, one change at a time, from files that
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tyro
@@ -54,32 +54,15 @@ class Config:
 
 
 @dataclass(frozen=True, eq=False)
-class OwnScales:
+class OwnScales(common.Wrapped):
     """LatentGrid with a Laplace scale for each band in place of learned context models; a byte for
-    each scale comes before LatentGrid's stream.
-
-    Attributes:
-      grid: step size, weight, iterations, seed; and the synthesis, of its base.
-    """
-
-    grid: codecs.LatentGrid
-
-    suffix: ClassVar[str] = ".inr"
+    each scale comes before LatentGrid's stream. Of ``codec`` step size, weight, iterations and seed
+    count; and the synthesis, of its base."""
 
     @property
     def name(self) -> str:
         """``latent-grid, scales of its own``."""
         return "latent-grid, scales of its own"
-
-    @property
-    def setting(self) -> str:
-        """LatentGrid's."""
-        return self.grid.setting
-
-    @property
-    def seed(self) -> int:
-        """LatentGrid's."""
-        return self.grid.seed
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each image; progress counts them."""
@@ -91,7 +74,7 @@ class OwnScales:
         return streams
 
     def _encode_one(self, image: Image) -> bytes:
-        grid, net = self.grid, _base_of(self.grid).net
+        grid, net = self.codec, _base_of(self.codec).net
         coefficients = gridfit.start(net, gridfit.make_target(image), grid.step)
         latents = _cut(coefficients, net.latent_shapes(*image.shape[:2]))
         for _ in range(2):
@@ -106,11 +89,11 @@ class OwnScales:
 
     def decode(self, streams: Sequence[bytes]) -> list[Image]:
         """The images of files; BitstreamError if bad."""
-        count = sum(3 * net_components for net_components in _components(_base_of(self.grid).net))
+        count = sum(3 * net_components for net_components in _components(_base_of(self.codec).net))
         images = []
         for stream in streams:
-            base = with_scales(_base_of(self.grid), list(stream[:count]))
-            [image] = replace(self.grid, base=base).decode([stream[count:]])
+            base = with_scales(_base_of(self.codec), list(stream[:count]))
+            [image] = replace(self.codec, base=base).decode([stream[count:]])
             images.append(image)
         return images
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import process_time
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -158,32 +158,19 @@ def _keep(path: Path, init: Init) -> Init:
 
 
 @dataclass(frozen=True, eq=False)
-class Unfitted:
+class Unfitted(common.Wrapped):
     """A MetaSiren without its fit: the init after its inner steps, if it has rates, as a file.
 
     Steps of 2^-12 keep the params as they are within what a pixel shows; the bytes mean nothing.
     """
 
-    codec: codecs.MetaSiren
     steps: int
     """What is written as the number of steps: of the inner ones."""
-
-    suffix: ClassVar[str] = ".inr"
-
-    @property
-    def name(self) -> str:
-        """``meta-siren``."""
-        return self.codec.name
 
     @property
     def setting(self) -> str:
         """As MetaSiren's."""
         return f"width={self.codec.width}_steps={self.steps}"
-
-    @property
-    def seed(self) -> int:
-        """MetaSiren's."""
-        return self.codec.seed
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each image."""
@@ -199,10 +186,6 @@ class Unfitted:
         shared = overfit.rate_shared(init, self.codec.slope, self.codec.seed)
         learned = jax.tree.map(np.asarray, plan.start(shared, points).params)
         return learned | {"log_step": np.full_like(learned["log_step"], np.log(2.0**-12))}
-
-    def decode(self, streams: Sequence[bytes]) -> list[Image]:
-        """As MetaSiren does."""
-        return self.codec.decode(streams)
 
 
 def series(config: Config, init: Init, optimizer: Adam | Muon) -> list[Any]:

@@ -31,6 +31,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import tyro
 
+from experiments import common
 from experiments.activations import read_rows, write_rows
 from experiments.benchmark_codec import photograph
 from experiments.kodak_rd import (
@@ -38,10 +39,9 @@ from experiments.kodak_rd import (
     markdown,
     note_provenance,
     print_progress,
-    smoke_images,
     time_cli,
 )
-from inrjax import codecs, datasets, fit, grids, metrics, results
+from inrjax import codecs, fit, grids, metrics, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image, write_image
 from inrjax.init import packaged_init
@@ -353,29 +353,22 @@ def _files(config: Config, rows: Sequence[RDPoint]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line. ``presets``: those whose commands are measured now; rows that are there
-    stay in the table."""
+    stay in the table. ``smoke`` takes the first of them."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "presets"
     presets: tuple[Preset, ...] = ("fast", "default", "best")
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
     fit.use_every_core()
-    if options.smoke:
-        [(name, image), *_] = smoke_images().items()
-        folder = run(SMOKE, {name: image}, ("fast",), options.output)
-    else:
-        paths = datasets.cid22_held_back(options.data)[: options.config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-        folder = run(options.config, images, options.presets, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    chosen = options.presets[:1] if options.smoke else options.presets
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, images, chosen, options.output))
 
 
 if __name__ == "__main__":

@@ -77,15 +77,8 @@ def fitted(
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class Product(common.Wrapped):
     """`ProductSiren` on fits that other settings share."""
-
-    codec: codecs.ProductSiren
-    suffix: ClassVar[str] = ".inr"
-
-    @property
-    def name(self) -> str:
-        return self.codec.name
 
     @property
     def setting(self) -> str:
@@ -95,9 +88,6 @@ class Product:
         fits = fitted(self.codec, images, on_progress)
         coded = self.codec.quantize(images, fits)
         return [self.codec.pack(image, one) for image, one in zip(images, coded, strict=True)]
-
-    def decode(self, streams: Sequence[bytes]) -> list[Image]:
-        return self.codec.decode(streams)
 
 
 @dataclass(frozen=True, eq=False)

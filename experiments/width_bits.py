@@ -21,17 +21,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
 
+from experiments import common
 from experiments.figures import numbers
-from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress, smoke_images
-from inrjax import codecs, datasets, fit, plots, results
+from experiments.kodak_rd import ROOT, bd_rate_text, markdown, note_provenance, print_progress
+from inrjax import codecs, fit, plots, results
 from inrjax.codecs import classic, strumpler
 from inrjax.evaluate import evaluate, image_digest
-from inrjax.images import read_image
 from inrjax.results import Summary
 from inrjax.types import Codec, Image, OnProgress, Params
 
@@ -67,31 +67,13 @@ _FITS: dict[tuple[Any, ...], list[Params]] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class Packed(common.Wrapped):
     """`StrumplerMeta` on a fit that all numbers of bits of its width share. The seconds of the
     first of them to be measured hold the fit."""
-
-    codec: codecs.StrumplerMeta
-    suffix: ClassVar[str] = codecs.StrumplerMeta.suffix
-
-    @property
-    def name(self) -> str:
-        return self.codec.name
-
-    @property
-    def setting(self) -> str:
-        return self.codec.setting
-
-    @property
-    def seed(self) -> int:
-        return self.codec.seed
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         coded = self.codec.quantize(images, self._fitted(images, on_progress))
         return [self.codec.pack(image, one) for image, one in zip(images, coded, strict=True)]
-
-    def decode(self, streams: Sequence[bytes]) -> list[Image]:
-        return self.codec.decode(streams)
 
     def _fitted(self, images: Sequence[Image], on_progress: OnProgress | None) -> list[Params]:
         codec = self.codec
@@ -105,7 +87,7 @@ class Packed:
 
 def build_cells(config: Config) -> dict[tuple[int, int], Packed]:
     """(width, bits) -> codec, the bits of a width one after the other."""
-    common = {
+    chosen = {
         "num_steps": config.num_steps,
         "seed": config.seed,
         "points_per_step": config.points_per_step,
@@ -114,7 +96,7 @@ def build_cells(config: Config) -> dict[tuple[int, int], Packed]:
         "retraining_steps": 0,
     }
     return {
-        (width, bits): Packed(codecs.StrumplerMeta(width, bits, **common))
+        (width, bits): Packed(codecs.StrumplerMeta(width, bits, **chosen))
         for width in config.widths
         for bits in config.bits
     }
@@ -272,12 +254,8 @@ def _against_jpeg(best: Sequence[Cell], summaries: Sequence[Summary]) -> str:
     lines = []
     for name, tables in JPEGS.items():
         anchor = numbers.frontier(curves[name])
-        rate = numbers.bd_rate(anchor, ours)
-        text = "no overlap"
-        if rate is not None:
-            text = f"{rate.percent:+.1f} % ({rate.low_db:.1f}-{rate.high_db:.1f} dB)"
         span = f"{anchor[0][0]:.3f}-{anchor[-1][0]:.3f}"
-        lines.append([tables, span, _crossing(ours, anchor), text])
+        lines.append([tables, span, _crossing(ours, anchor), bd_rate_text(anchor, ours)])
     return markdown(["JPEG, Huffman tables", "its bpp", "crossing", "BD-rate of the nets"], lines)
 
 
@@ -326,31 +304,22 @@ def draw(config: Config, summaries: Sequence[Summary], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line. ``images``: as many held-back images instead of the config's."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "width_bits"
     images: int | None = None
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
     fit.use_every_core()
-    if options.smoke:
-        [(name, image), *_] = smoke_images().items()
-        config, images = SMOKE, {name: image}
-    else:
-        config = options.config
-        if options.images is not None:
-            config = replace(config, num_images=options.images)
-        paths = datasets.cid22_held_back(options.data)[: config.num_images]
-        images = {path.stem: read_image(path).image for path in paths}
-    folder = run(config, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    if options.images is not None:
+        config = replace(config, num_images=options.images)
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

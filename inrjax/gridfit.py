@@ -272,7 +272,7 @@ def fit_latents(
             net, shared, latents, target, number, weight, jax.random.fold_in(key, iteration),
             np.float32(caution),
         )  # fmt: skip
-        if iteration + 1 < cautious_steps:  # the last of the cautious ones is the best of them
+        if iteration + 1 < cautious_steps:  # cautious steps settle: the last stands for all
             continue
         value = float(measure(net, shared, latents, target, number, weight))
         if value < least:

@@ -162,18 +162,24 @@ def test_a_net_that_is_too_large_is_refused_at_once(width: int, depth: int) -> N
 
 @pytest.mark.parametrize("width, depth", [(4096, 1), (700, 2), (72, 98)])
 def test_the_largest_nets_take_less_than_two_seconds_for_a_small_picture(
-    width: int, depth: int
+    width: int, depth: int, tmp_path: Path
 ) -> None:
-    data = coin_bytes(width, depth, Siren(width, depth).num_params)
-
-    def seconds() -> float:
-        """Of all cores together: other work on the machine is no part of it."""
-        start = time.process_time()
-        assert codecs.decode_stream(data).shape == (64, 64, 3)
-        return time.process_time() - start
-
-    # Other threads of the tests' own process count as well: one quiet moment of three is enough.
-    assert any(seconds() < 2 for _ in range(3))
+    """In a process of its own: the CPU time of this one is that of other tests' threads as well."""
+    (tmp_path / "a.inr").write_bytes(coin_bytes(width, depth, Siren(width, depth).num_params))
+    program = (
+        "import sys, time; from pathlib import Path; from inrjax import codecs; "
+        "data = Path(sys.argv[1]).read_bytes(); start = time.process_time(); "
+        "shape = codecs.decode_stream(data).shape; print(time.process_time() - start, *shape)"
+    )
+    seconds, *shape = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.inr")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert shape == ["64", "64", "3"]
+    assert float(seconds) < 2
 
 
 @pytest.mark.parametrize("width, depth", [(4096, 1), (255, 1), (256, 2)])

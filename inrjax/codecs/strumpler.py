@@ -8,9 +8,10 @@ called; decoding needs numpy and the range coder alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -56,8 +57,62 @@ def learned_init(width: int) -> Init:
     return init
 
 
+class _Strumpler(ABC):
+    """What both codecs do: a fit, then AdaRound and retraining, from an origin of their own."""
+
+    width: int
+    num_bits: int
+    num_steps: int
+    seed: int
+    optimizer: Optimizer | None
+    points_per_step: int | None
+    l1: float
+    rounding_steps: int
+    retraining_steps: int
+
+    @property
+    def setting(self) -> str:
+        """``width=W_bits=B_steps=N``."""
+        return f"width={self.width}_bits={self.num_bits}_steps={self.num_steps}"
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
+        later = self.rounding_steps + self.retraining_steps
+        first, others = _parts(on_progress, self.num_steps, later)
+        coded = self.quantize(images, self.fit(images, first), others)
+        return decoding.pack_each(self.pack, images, coded)
+
+    def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
+        """The params fitted to each uint8 (height, width, 3) image, the same for any ``num_bits``;
+        ValueError for another array."""
+        return _fit(self, *self._origin(), images, on_progress)
+
+    def quantize(
+        self,
+        images: Sequence[Image],
+        fitted: Sequence[Params],
+        on_progress: OnProgress | None = None,
+    ) -> list[Quantized]:
+        """What `pack` writes of params that were fitted to the images: AdaRound and retraining."""
+        return _quantize(self, *self._origin(), images, fitted, on_progress)
+
+    @abstractmethod
+    def pack(self, image: Image, coded: Quantized) -> bytes:
+        """The stream of an image of this size, of what `quantize` made of it."""
+
+    @abstractmethod
+    def _origin(self) -> tuple[Siren, Origin]:
+        """The net, and where its fits start."""
+
+    def _check_fields(self) -> None:
+        if not 2 <= self.num_bits <= 8:
+            raise ValueError(f"got num_bits {self.num_bits}, expected 2..8")
+        decoding.check_at_least(self, num_steps=1, rounding_steps=0, retraining_steps=0, l1=0)
+        decoding.check_points_per_step(self.points_per_step)
+
+
 @dataclass(frozen=True, eq=False)
-class StrumplerBasic:
+class StrumplerBasic(_Strumpler):
     """The paper's codec without meta-learning: from a random init, the params themselves coded.
 
     As published: ``num_steps=25_000, points_per_step=None,
@@ -90,7 +145,7 @@ class StrumplerBasic:
     sections: ClassVar[tuple[str, ...]] = ("net", "grid", "counts", "symbols")
 
     def __post_init__(self):
-        _check_fields(self)
+        self._check_fields()
         if not 1 <= self.width <= MAX_WIDTH:
             raise ValueError(f"got width {self.width}, expected 1..{MAX_WIDTH}")
 
@@ -98,29 +153,6 @@ class StrumplerBasic:
     def name(self) -> str:
         """``strumpler-basic``."""
         return "strumpler-basic"
-
-    @property
-    def setting(self) -> str:
-        """``width=W_bits=B_steps=N``."""
-        return f"width={self.width}_bits={self.num_bits}_steps={self.num_steps}"
-
-    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
-        """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
-        return _encode(self, images, on_progress)
-
-    def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
-        """The params fitted to each uint8 (height, width, 3) image, the same for any ``num_bits``;
-        ValueError for another array."""
-        return _fit(self, *self._origin(), images, on_progress)
-
-    def quantize(
-        self,
-        images: Sequence[Image],
-        fitted: Sequence[Params],
-        on_progress: OnProgress | None = None,
-    ) -> list[Quantized]:
-        """What `pack` writes of params that were fitted to the images: AdaRound and retraining."""
-        return _quantize(self, *self._origin(), images, fitted, on_progress)
 
     def _origin(self) -> tuple[Siren, Origin]:
         import jax
@@ -161,7 +193,7 @@ class StrumplerBasic:
 
 
 @dataclass(frozen=True, eq=False)
-class StrumplerMeta:
+class StrumplerMeta(_Strumpler):
     """The paper's codec from a meta-learned init: inner steps first, the distance from it coded.
 
     As published: ``num_steps=25_000, points_per_step=None,
@@ -194,36 +226,13 @@ class StrumplerMeta:
     sections: ClassVar[tuple[str, ...]] = ("init", "grid", "counts", "symbols")
 
     def __post_init__(self):
-        _check_fields(self)
+        self._check_fields()
         decoding.check_init(self._own_init(), self.width)
 
     @property
     def name(self) -> str:
         """``strumpler-meta``."""
         return "strumpler-meta"
-
-    @property
-    def setting(self) -> str:
-        """``width=W_bits=B_steps=N``."""
-        return f"width={self.width}_bits={self.num_bits}_steps={self.num_steps}"
-
-    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
-        """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
-        return _encode(self, images, on_progress)
-
-    def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
-        """The params fitted to each uint8 (height, width, 3) image, the same for any ``num_bits``;
-        ValueError for another array."""
-        return _fit(self, *self._origin(), images, on_progress)
-
-    def quantize(
-        self,
-        images: Sequence[Image],
-        fitted: Sequence[Params],
-        on_progress: OnProgress | None = None,
-    ) -> list[Quantized]:
-        """What `pack` writes of params that were fitted to the images: AdaRound and retraining."""
-        return _quantize(self, *self._origin(), images, fitted, on_progress)
 
     def _origin(self) -> tuple[Siren, Origin]:
         import jax
@@ -268,16 +277,6 @@ class StrumplerMeta:
         return decoding.reconstruct(init.net, params, stream.height, stream.width)
 
 
-_Strumpler: TypeAlias = StrumplerBasic | StrumplerMeta
-
-
-def _check_fields(codec: _Strumpler) -> None:
-    if not 2 <= codec.num_bits <= 8:
-        raise ValueError(f"got num_bits {codec.num_bits}, expected 2..8")
-    decoding.check_at_least(codec, num_steps=1, rounding_steps=0, retraining_steps=0, l1=0)
-    decoding.check_points_per_step(codec.points_per_step)
-
-
 def _basic_net(width: int) -> Siren:
     return Siren(width, _NUM_LAYERS, encoding=_ENCODING)
 
@@ -287,15 +286,6 @@ def _float32(tree: Params) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------- three fits
-
-
-def _encode(
-    codec: _Strumpler, images: Sequence[Image], on_progress: OnProgress | None
-) -> list[bytes]:
-    later = codec.rounding_steps + codec.retraining_steps
-    first, others = _parts(on_progress, codec.num_steps, later)
-    coded = codec.quantize(images, codec.fit(images, first), others)
-    return decoding.pack_each(codec.pack, images, coded)
 
 
 def _fit(
