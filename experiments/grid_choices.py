@@ -20,7 +20,7 @@ whole fits, the second under the scales of the first, where the default has one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -41,7 +41,7 @@ from inrjax.types import Codec, Image, OnProgress, RDPoint
 @dataclass(frozen=True)
 class Config:
     """What is compared; ``base``: digest of the packaged one, filled in when it runs;
-    ``caution``: of the fits' first steps (see `inrjax.gridfit.improve`), 1 in earlier runs."""
+    ``schedule``: of the fits; earlier runs have ``caution`` or nothing in its place."""
 
     steps: tuple[int, ...] = (20, 28, 36, 44)
     iterations: tuple[int, ...] = (6, 12, 48)
@@ -50,7 +50,7 @@ class Config:
     seed: int = 0
     images: str = "cid22, held back"
     base: str = ""
-    caution: float = gridfit.CAUTION
+    schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ Nothing was learned or chosen on Kodak. Every number comes from a file that anot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -41,8 +41,8 @@ ANCHOR = "jpeg-optimized"
 @dataclass(frozen=True)
 class Config:
     """What is measured. ``images``: kodak, cid22-held-back or clic2025; ``max_images``: of them, in
-    order. ``base``: digest of the packaged base, filled in when it runs. ``caution``: of the fits'
-    first steps (see `inrjax.gridfit.improve`); runs from before it was there had 1."""
+    order. ``base``: digest of the packaged base, filled in when it runs. ``schedule``: of the
+    fits; earlier runs have ``caution`` or nothing in its place."""
 
     steps: tuple[int, ...] = codecs.latent_grid.CURVE_STEPS
     iterations: int = codecs.LatentGrid.iterations
@@ -53,7 +53,7 @@ class Config:
     images: str = "kodak"
     max_images: int = 24
     base: str = ""
-    caution: float = gridfit.CAUTION
+    schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)
 
 
 SMOKE = Config(

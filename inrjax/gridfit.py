@@ -9,6 +9,7 @@ of three integers is taken, rate and all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,11 +25,42 @@ from inrjax.types import Image
 GRANULE = 64
 """Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
 
-CAUTION = 1.5
-"""Of the steps of a fit's first half, see `improve`."""
-
 _BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
-_MOVED = 0.5  # of the latents, chosen at random, move in a step: all at once would overshoot
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the steps of a fit go; the defaults were chosen on held-back images of cid22.
+
+    Attributes:
+      caution: of the first steps, at least 1 (see `improve`); from far away, steps of the full
+        length grow on some pictures, at fine step sizes most of all.
+      cautious: the share of all steps that are the first, 0..1.
+      foresight: of all steps, 0..1 (see `improve`).
+      first_share, last_share: of the latents that may move, in the first and, nearly, in the last
+        step, above 0, at most 1; linear between.
+    """
+
+    caution: float = 1.5
+    cautious: float = 0.25
+    foresight: float = 0.7
+    first_share: float = 0.6
+    last_share: float = 0.3
+
+    def __post_init__(self):
+        shares = (self.first_share, self.last_share)
+        good = self.caution >= 1 and 0 < min(shares) <= max(shares) <= 1
+        if not good or not (0 <= self.cautious <= 1 and 0 <= self.foresight <= 1):
+            raise ValueError(
+                f"got {self}, expected a caution of at least 1, cautious and foresight of 0..1, "
+                "and shares above 0, of at most 1"
+            )
+
+    def step(self, iteration: int, iterations: int) -> tuple[float, float, float]:
+        """caution, foresight and share of a step, as `improve` takes them."""
+        passed = iteration / iterations
+        share = self.first_share + passed * (self.last_share - self.first_share)
+        return self.caution if passed < self.cautious else 1.0, self.foresight, share
 
 
 class Shared(NamedTuple):
@@ -79,7 +111,17 @@ def distributions(
 
     ``width``: true columns of the lowest grid.
     """
-    magnitudes = [context.magnitude(jnp, z) for z in latents[:-1]]
+    details = _details(net, weights, _magnitudes(latents), step)
+    return [*details, _low(weights, latents[-1], step, width)]
+
+
+def _magnitudes(latents: Sequence[Any]) -> list[Any]:
+    return [context.magnitude(jnp, z) for z in latents[:-1]]
+
+
+def _details(
+    net: LatentGridNet, weights: Mapping[str, Any], magnitudes: Sequence[Any], step: Any
+) -> list[tuple[Any, Any]]:
     result: list[tuple[Any, Any]] = []
     for level, own in enumerate(magnitudes):
         exponents = []
@@ -92,10 +134,10 @@ def distributions(
                 context.scale_exponents(jnp, weights[f"level{level}_{component}"], features)
             )
         result.append((0.0, jnp.concatenate(exponents, axis=-1)))
-    return [*result, _low_distribution(weights, latents[-1], step, width)]
+    return result
 
 
-def _low_distribution(weights: Mapping[str, Any], low: Any, step: Any, width: Any):
+def _low(weights: Mapping[str, Any], low: Any, step: Any, width: Any):
     row, column = jnp.indices(low.shape[:2])
     padded = jnp.pad(low, ((1, 0), (1, 1), (0, 0)))
     means: list[Any] = []
@@ -168,16 +210,25 @@ def improve(
     lmbda: Any,
     key: Any,
     caution: Any = 1.0,
+    foresight: Any = None,
+    share: Any = 0.5,
 ) -> list[Any]:
-    """One proximal step over the integers; half of the latents, drawn at random, may move.
+    """One proximal step over the integers; of the latents a ``share``, drawn at random, may move:
+    all at once would overshoot.
 
     ``caution``: times the curvature that a synthesis of orthonormal columns has. At 1 a step is the
     longest, and where the learned synthesis bends more, steps may grow instead of settling.
+    ``foresight``: how much it counts what a latent's magnitude does to the bits of those whose
+    models see it, to first order; None, in 0..1, leaves it out and saves its time.
     """
     gradients = jax.grad(lambda own: mse(net, shared, own, target, step))(list(latents))
     count = target.height * target.width
     sizes = net.sizes(target.height, target.width)
-    models = distributions(net, shared.context, latents, step, sizes[-1][1])
+    if foresight is None:
+        models = distributions(net, shared.context, latents, step, sizes[-1][1])
+        slopes = None
+    else:
+        slopes, models = context_slopes(net, shared.context, latents, step, sizes)
     gains = [level_params(shared.synthesis, k)["gain"] for k in range(net.levels)]
     gains.append(shared.synthesis["low"]["gain"])
     moved = []
@@ -188,19 +239,47 @@ def improve(
         curvature = curvature * caution * _border_weight(own.shape, true)
         best = own - gradient / (2 * curvature)
         price = lmbda / count / curvature
-        choice = _cheapest(best, price, model)
-        draw = jax.random.bernoulli(jax.random.fold_in(key, place), _MOVED, own.shape)
+        ahead = 0.0 if slopes is None or place == net.levels else foresight * slopes[place]
+        choice = _cheapest(best, price, model, ahead)
+        draw = jax.random.bernoulli(jax.random.fold_in(key, place), share, own.shape)
         moved.append(jnp.where(draw & _inside(own.shape, true), choice, own))
     return moved
 
 
-def _cheapest(best: Any, price: Any, model: tuple[Any, Any]) -> Any:
+def context_slopes(
+    net: LatentGridNet, weights: Mapping[str, Any], latents: Any, step: Any, sizes: Any
+) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """What a unit of `inrjax.context.magnitude` of a latent costs others, in bits, by their models.
+
+    For each grid of details an array shaped as it; and all `distributions`. ``sizes``: as of
+    `LatentGridNet.sizes`.
+    """
+    low = _low(weights, latents[-1], step, sizes[-1][1])
+
+    def bits(seen: Any) -> tuple[Any, Any]:
+        models = _details(net, weights, seen, step)
+        return _total(net, latents, models, sizes), [*models, low]
+
+    return jax.grad(bits, has_aux=True)(_magnitudes(latents))
+
+
+def _total(net: LatentGridNet, latents: Any, models: Any, sizes: Any) -> jax.Array:
+    """Bits of the latents that are inside, of as many grids as there are models."""
+    total = jnp.zeros(())
+    for place, (own, model) in enumerate(zip(latents, models, strict=False)):
+        true = sizes[min(place + 1, net.levels)]
+        total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
+    return total
+
+
+def _cheapest(best: Any, price: Any, model: tuple[Any, Any], ahead: Any) -> Any:
     """Of the nearest integer, the next one towards 0, and 0: that of the least (z - best)^2 +
-    price * bits."""
+    price * (bits + ahead * what models see of z)."""
     nearest = jnp.round(best)
     choice, least = nearest, jnp.inf
     for candidate in (nearest, nearest - jnp.sign(nearest), jnp.zeros_like(nearest)):
-        cost = (candidate - best) ** 2 + price * bits_of(candidate, *model)
+        bits = bits_of(candidate, *model) + ahead * context.magnitude(jnp, candidate)
+        cost = (candidate - best) ** 2 + price * bits
         choice = jnp.where(cost < least, candidate, choice)
         least = jnp.minimum(cost, least)
     return choice
@@ -220,13 +299,9 @@ def _border_weight(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
 
 def num_bits(net: LatentGridNet, shared: Shared, latents: Any, target: Target, step: Any):
     """Bits of all latents: an estimate, since the coder's models are in fixed point."""
-    width = net.sizes(target.height, target.width)[-1][1]
-    models = distributions(net, shared.context, latents, step, width)
-    total = jnp.zeros(())
-    for place, (own, model) in enumerate(zip(latents, models, strict=True)):
-        true = net.sizes(target.height, target.width)[min(place + 1, net.levels)]
-        total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
-    return total
+    sizes = net.sizes(target.height, target.width)
+    models = distributions(net, shared.context, latents, step, sizes[-1][1])
+    return _total(net, latents, models, sizes)
 
 
 def loss(
@@ -251,29 +326,28 @@ def fit_latents(
     lmbda: float,
     iterations: int,
     seed: int,
+    schedule: Schedule | None = None,
 ) -> list[np.ndarray]:
     """The int64 latents of a uint8 picture, shaped as `LatentGridNet.latent_shapes`.
 
-    Of all iterates the one of the least loss. The first half of the steps is cautious: from far
-    away, steps of the full length grow on some pictures, at fine step sizes most of all. Near the
-    end, they find more of what is worth a change.
-
-    The same whatever else is fitted beside it.
+    Of all iterates after the cautious ones, that of the least loss. ``schedule``: None for the
+    default. The same whatever else is fitted beside it.
     """
+    schedule = schedule or Schedule()
     target = make_target(image)
     latents: Any = start(net, target, step)
     key = jax.random.key(seed)
     move, measure = _programs(jax.default_backend())
     number, weight = np.float32(step), np.float32(lmbda)
-    best, least, cautious_steps = latents, np.inf, iterations // 2
+    best, least = latents, np.inf
     for iteration in range(iterations):
-        caution = CAUTION if iteration < cautious_steps else 1.0
+        factors = map(np.float32, schedule.step(iteration, iterations))
         latents = move(
             net, shared, latents, target, number, weight, jax.random.fold_in(key, iteration),
-            np.float32(caution),
+            *factors,
         )  # fmt: skip
-        if iteration + 1 < cautious_steps:  # cautious steps settle: the last stands for all
-            continue
+        if iteration + 1 < schedule.cautious * iterations:
+            continue  # cautious steps settle: the last stands for all
         value = float(measure(net, shared, latents, target, number, weight))
         if value < least:
             best, least = latents, value

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from bases import tiny_grid_base
@@ -418,6 +419,66 @@ def test_a_fit_lowers_the_loss_and_leaves_what_is_beyond_the_picture() -> None:
         np.testing.assert_array_equal(own, np.rint(own))
         own[:rows, :columns] = 0
         assert not own.any()
+
+
+def test_the_slopes_of_the_context_are_derivatives_of_the_bits() -> None:
+    """By what one model sees of one latent, all else equal: its causal neighbours pay."""
+    image, step = photograph(37, 53, seed=3), np.float32(20)
+    target = gridfit.make_target(image)
+    latents: Any = [jnp.asarray(own) for own in gridfit.start(NET, target, step)]
+    sizes = NET.sizes(37, 53)
+    slopes, models = gridfit.context_slopes(NET, SHARED.context, latents, step, sizes)
+    for own, other in zip(
+        jax.tree.leaves(models),
+        jax.tree.leaves(_distributions(NET, SHARED.context, latents, step, sizes[-1][1])),
+        strict=True,
+    ):
+        np.testing.assert_allclose(own, other, atol=1e-5)
+
+    def neighbours_bits(latents: Any, place: int, index: Any) -> float:
+        """All bits but the latent's own, whose magnitude is changed."""
+        models = _distributions(NET, SHARED.context, latents, step, sizes[-1][1])
+        total = 0.0
+        for k, (values, model) in enumerate(zip(latents, models, strict=True)):
+            rows, columns = sizes[min(k + 1, NET.levels)]
+            bits = np.array(gridfit.bits_of(values, *model), np.float64)
+            if k == place:
+                bits[index] = 0
+            total += bits[:rows, :columns].sum()
+        return total
+
+    for place in range(NET.levels):
+        index = np.unravel_index(np.argmax(np.abs(slopes[place])), slopes[place].shape)
+        own = latents[place]
+        units, costs = [], []
+        large = jnp.abs(own[index]) + 64  # there a next integer is a small step of the magnitude
+        for value in (large, large + 4):
+            moved = [*latents[:place], own.at[index].set(value), *latents[place + 1 :]]
+            units.append(float(context.magnitude(jnp, value)))
+            costs.append(neighbours_bits(moved, place, index))
+        at = [*latents[:place], own.at[index].set(large + 2), *latents[place + 1 :]]
+        slope = gridfit.context_slopes(NET, SHARED.context, at, step, sizes)[0][place][index]
+        expected = (costs[1] - costs[0]) / (units[1] - units[0])
+        assert float(slope) == pytest.approx(expected, rel=0.05, abs=2e-4)
+
+
+def test_without_foresight_a_step_is_the_same_at_0_and_at_none() -> None:
+    image, step = photograph(37, 53, seed=3), np.float32(20)
+    target = gridfit.make_target(image)
+    latents: Any = gridfit.start(NET, target, step)
+    lmbda, key = np.float32(gridfit.rate_weight(20)), jax.random.key(0)
+    rest = NET, SHARED, latents, target, step, lmbda, key, np.float32(1)
+    for at_zero, at_none in zip(_improve(*rest, np.float32(0)), _improve(*rest), strict=True):
+        assert np.mean(np.not_equal(at_zero, at_none)) < 0.001  # ties may round either way
+
+
+def test_bad_schedules_are_refused() -> None:
+    for bad in (
+        {"caution": 0.9}, {"cautious": 1.1}, {"foresight": -0.1}, {"first_share": 0.0},
+        {"last_share": 1.1},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected a caution of at least 1"):
+            gridfit.Schedule(**bad)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.2])
