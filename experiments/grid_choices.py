@@ -82,8 +82,8 @@ class OwnScales(common.Wrapped):
             under = replace(grid, base=with_scales(_base_of(grid), levels))
             shared = gridfit.Shared(**_base_of(under).approximate)
             lmbda = grid.rate_weight * float(gridfit.rate_weight(grid.step))
-            latents = gridfit.fit_latents(
-                net, shared, image, grid.step, lmbda, grid.iterations, grid.seed
+            [latents] = gridfit.fit_latents(
+                net, shared, [image], grid.step, lmbda, grid.iterations, grid.seed
             )
         return bytes(levels) + under.pack(image, latents)
 

@@ -25,6 +25,9 @@ from inrjax.types import Image
 GRANULE = 64
 """Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
 
+GROUP_PIXELS = 1 << 22
+"""Padded pixels that an accelerator fits at once, at most, unless one picture has more."""
+
 _BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
 
 
@@ -170,11 +173,17 @@ class Target(NamedTuple):
     width: Any
 
 
-def make_target(image: Image) -> Target:
-    """A uint8 picture, padded by its border to a multiple of `GRANULE`."""
+def padded_size(image: Image) -> tuple[int, int]:
+    """Height and width of the `Target` of a picture: multiples of `GRANULE`."""
     height, width = image.shape[:2]
-    pads = [(0, -side % GRANULE) for side in (height, width)]
-    padded = np.pad(image, [*pads, (0, 0)], mode="edge")
+    return -(-height // GRANULE) * GRANULE, -(-width // GRANULE) * GRANULE
+
+
+def make_target(image: Image) -> Target:
+    """A uint8 picture, padded by its border to its `padded_size`."""
+    height, width = image.shape[:2]
+    rows, columns = padded_size(image)
+    padded = np.pad(image, [(0, rows - height), (0, columns - width), (0, 0)], mode="edge")
     return Target(padded.astype(np.float32) / 255, np.int32(height), np.int32(width))
 
 
@@ -212,23 +221,26 @@ def improve(
     caution: Any = 1.0,
     foresight: Any = None,
     share: Any = 0.5,
-) -> list[Any]:
+) -> tuple[list[Any], Any]:
     """One proximal step over the integers; of the latents a ``share``, drawn at random, may move:
-    all at once would overshoot.
+    all at once would overshoot. Returns the latents moved, and the `loss` before.
 
     ``caution``: times the curvature that a synthesis of orthonormal columns has. At 1 a step is the
     longest, and where the learned synthesis bends more, steps may grow instead of settling.
     ``foresight``: how much it counts what a latent's magnitude does to the bits of those whose
     models see it, to first order; None, in 0..1, leaves it out and saves its time.
     """
-    gradients = jax.grad(lambda own: mse(net, shared, own, target, step))(list(latents))
+    distortion, gradients = jax.value_and_grad(lambda own: mse(net, shared, own, target, step))(
+        list(latents)
+    )
     count = target.height * target.width
     sizes = net.sizes(target.height, target.width)
+    slopes = None
     if foresight is None:
         models = distributions(net, shared.context, latents, step, sizes[-1][1])
-        slopes = None
     else:
         slopes, models = context_slopes(net, shared.context, latents, step, sizes)
+    before = distortion + lmbda * _total(net, latents, models, sizes) / count
     gains = [level_params(shared.synthesis, k)["gain"] for k in range(net.levels)]
     gains.append(shared.synthesis["low"]["gain"])
     moved = []
@@ -243,7 +255,7 @@ def improve(
         choice = _cheapest(best, price, model, ahead)
         draw = jax.random.bernoulli(jax.random.fold_in(key, place), share, own.shape)
         moved.append(jnp.where(draw & _inside(own.shape, true), choice, own))
-    return moved
+    return moved, before
 
 
 def context_slopes(
@@ -313,46 +325,108 @@ def loss(
 
 
 @cache
-def _programs(platform: str):
+def _programs(platform: str, batched: bool):
+    """`improve`, `loss` and `_better`; ``batched``: latents and target have an axis of pictures."""
     del platform
-    return jax.jit(improve, static_argnums=0), jax.jit(loss, static_argnums=0)
+    if not batched:
+        return jax.jit(improve, static_argnums=0), jax.jit(loss, static_argnums=0), jax.jit(_better)
+
+    def over_pictures(function: Any) -> Any:
+        def mapped(net, shared, latents, target, *rest):
+            def one(own, target):
+                return function(net, shared, own, target, *rest)
+
+            return jax.vmap(one)(latents, target)
+
+        return jax.jit(mapped, static_argnums=0)
+
+    return over_pictures(improve), over_pictures(loss), jax.jit(jax.vmap(_better))
+
+
+def _better(best: Any, least: Any, latents: Any, value: Any) -> tuple[Any, Any]:
+    better = value < least  # not where it is NaN
+    kept = jax.tree.map(lambda own, new: jnp.where(better, new, own), best, latents)
+    return kept, jnp.where(better, value, least)
+
+
+def groups(images: Sequence[Image]) -> list[list[int]]:
+    """The places of the pictures that `fit_latents` is best given at a time, in no special order.
+
+    On a CPU each by itself: its threads fit several at once. On an accelerator those of one padded
+    size, a power of two of them so that few programs are compiled, `GROUP_PIXELS` at most.
+    """
+    if jax.default_backend() == "cpu":
+        return [[place] for place in range(len(images))]
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        by_size.setdefault(padded_size(image), []).append(place)
+    result = []
+    for (height, width), places in by_size.items():
+        most = max(1, GROUP_PIXELS // (height * width))
+        while places:
+            count = 1 << (min(most, len(places)).bit_length() - 1)
+            result.append(places[:count])
+            places = places[count:]
+    return result
 
 
 def fit_latents(
     net: LatentGridNet,
     shared: Shared,
-    image: Image,
+    images: Sequence[Image],
     step: int,
     lmbda: float,
     iterations: int,
     seed: int,
     schedule: Schedule | None = None,
-) -> list[np.ndarray]:
-    """The int64 latents of a uint8 picture, shaped as `LatentGridNet.latent_shapes`.
+) -> list[list[np.ndarray]]:
+    """The int64 latents of each uint8 picture, shaped as `LatentGridNet.latent_shapes`.
 
-    Of all iterates after the cautious ones, that of the least loss. ``schedule``: None for the
-    default. The same whatever else is fitted beside it.
+    Of all iterates that of the least loss. ``schedule``: None for the
+    default. Several pictures, which must have one `padded_size`, are fitted by one program, each as
+    alone but for what sums round to.
+
+    Raises ValueError for pictures of several padded sizes.
     """
-    schedule = schedule or Schedule()
-    target = make_target(image)
-    latents: Any = start(net, target, step)
+    if len({padded_size(image) for image in images}) != 1:
+        raise ValueError("got pictures of several padded sizes or none: fit each size by itself")
+    targets = [make_target(image) for image in images]
+    starts: Any = [start(net, target, step) for target in targets]
+    rest = np.float32(step), np.float32(lmbda), iterations, seed, schedule or Schedule()
+    if len(images) == 1:  # the same bits whatever else is fitted, as no group's rounding can be
+        fitted = [_descend(False, net, shared, starts[0], targets[0], *rest)]
+    else:
+        latents, target = (
+            jax.tree.map(lambda *own: np.stack(own), *many) for many in (starts, targets)
+        )
+        found = _descend(True, net, shared, latents, target, *rest)
+        fitted = [[own[place] for own in found] for place in range(len(images))]
+    return [_cut(net, image, own) for image, own in zip(images, fitted, strict=True)]
+
+
+def _descend(
+    batched: bool, net: Any, shared: Any, latents: Any, target: Any, step: Any, lmbda: Any,
+    iterations: int, seed: int, schedule: Schedule,
+) -> list[np.ndarray]:  # fmt: skip
+    """Of all iterates that of the least loss, for each picture."""
+    move, measure, choose = _programs(jax.default_backend(), batched)
     key = jax.random.key(seed)
-    move, measure = _programs(jax.default_backend())
-    number, weight = np.float32(step), np.float32(lmbda)
-    best, least = latents, np.inf
+    best = latents
+    least: Any = np.full(target.height.shape, np.inf, np.float32)
     for iteration in range(iterations):
         factors = map(np.float32, schedule.step(iteration, iterations))
-        latents = move(
-            net, shared, latents, target, number, weight, jax.random.fold_in(key, iteration),
-            *factors,
-        )  # fmt: skip
-        if iteration + 1 < schedule.cautious * iterations:
-            continue  # cautious steps settle: the last stands for all
-        value = float(measure(net, shared, latents, target, number, weight))
-        if value < least:
-            best, least = latents, value
+        own_key = jax.random.fold_in(key, iteration)
+        moved, before = move(net, shared, latents, target, step, lmbda, own_key, *factors)
+        best, least = choose(best, least, latents, before)
+        latents = moved
+    last = measure(net, shared, latents, target, step, lmbda)
+    best, _ = choose(best, least, latents, last)
+    return [np.asarray(own) for own in best]
+
+
+def _cut(net: LatentGridNet, image: Image, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
     shapes = net.latent_shapes(*image.shape[:2])
     return [
-        np.asarray(own)[: shape[0], : shape[1]].astype(np.int64)
-        for own, shape in zip(best, shapes, strict=True)
+        own[:rows, :columns].astype(np.int64)
+        for own, (rows, columns, _) in zip(latents, shapes, strict=True)
     ]

@@ -204,7 +204,7 @@ def _step(config: GridTrainConfig, state: TrainState, data: Data) -> TrainState:
     def improved(own, picture, step, key):
         target = Target(picture, side, side)
         for inner in range(config.inner_steps):
-            own = gridfit.improve(
+            own, _ = gridfit.improve(
                 config.net, state.shared, own, target, step, gridfit.rate_weight(step),
                 jax.random.fold_in(key, inner),
             )  # fmt: skip

@@ -410,7 +410,8 @@ def test_a_fit_lowers_the_loss_and_leaves_what_is_beyond_the_picture() -> None:
     losses = [float(_loss(latents, target, step, lmbda))]
     for number in range(6):
         key = jax.random.key(number)
-        latents = _improve(NET, SHARED, latents, target, step, lmbda, key)
+        latents, before = _improve(NET, SHARED, latents, target, step, lmbda, key)
+        assert float(before) == pytest.approx(losses[-1], rel=1e-5)
         losses.append(float(_loss(latents, target, step, lmbda)))
     assert losses[-1] < 0.98 * losses[0]
     assert all(after < 1.02 * before for before, after in pairwise(losses))
@@ -468,8 +469,41 @@ def test_without_foresight_a_step_is_the_same_at_0_and_at_none() -> None:
     latents: Any = gridfit.start(NET, target, step)
     lmbda, key = np.float32(gridfit.rate_weight(20)), jax.random.key(0)
     rest = NET, SHARED, latents, target, step, lmbda, key, np.float32(1)
-    for at_zero, at_none in zip(_improve(*rest, np.float32(0)), _improve(*rest), strict=True):
+    pair = (_improve(*more)[0] for more in ((*rest, np.float32(0)), rest))
+    for at_zero, at_none in zip(*pair, strict=True):
         assert np.mean(np.not_equal(at_zero, at_none)) < 0.001  # ties may round either way
+
+
+def test_a_group_is_fitted_as_each_picture_alone() -> None:
+    images = [photograph(37, 53, seed=3), photograph(64, 40), photograph(5, 64, seed=1)]
+    lmbda = float(gridfit.rate_weight(24))
+    together = gridfit.fit_latents(NET, SHARED, images, 24, lmbda, 3, 0)
+    for image, own in zip(images, together, strict=True):
+        [alone] = gridfit.fit_latents(NET, SHARED, [image], 24, lmbda, 3, 0)
+        for one, other in zip(own, alone, strict=True):
+            assert one.shape == other.shape
+            assert np.mean(one != other) < 0.005  # sums in another order: a tie may round apart
+    with pytest.raises(ValueError, match="several padded sizes"):
+        gridfit.fit_latents(NET, SHARED, [*images, photograph(65, 9)], 24, lmbda, 1, 0)
+
+
+def test_groups_hold_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [photograph(*size) for size in [(9, 9), (70, 9), (64, 1)] * 5]
+    assert gridfit.groups(images) == [[place] for place in range(15)]  # a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for most in (1, 64 * 64 * 5, 1 << 22):
+        monkeypatch.setattr(gridfit, "GROUP_PIXELS", most)
+        found = gridfit.groups(images)
+        assert sorted(place for places in found for place in places) == list(range(15))
+        for places in found:
+            assert len({gridfit.padded_size(images[p]) for p in places}) == 1
+            assert len(places).bit_count() == 1
+            assert len(places) == 1 or len(places) * 64 * 64 <= most
+    monkeypatch.setattr(gridfit, "GROUP_PIXELS", 64 * 64 * 4)
+    streams = LatentGrid(24, iterations=1, base=BASE).encode(images[:6])
+    for image, stream in zip(images, streams, strict=False):
+        [image_hat] = LatentGrid(base=BASE).decode([stream])
+        assert image_hat.shape == image.shape
 
 
 def test_bad_schedules_are_refused() -> None:
@@ -495,7 +529,7 @@ def test_more_steps_do_no_harm(factor: float) -> None:
     lmbda, target = float(gridfit.rate_weight(step)), gridfit.make_target(image)
     losses = []
     for iterations in (6, 20, 40):
-        fitted = gridfit.fit_latents(NET, shared, image, step, lmbda, iterations, 0)
+        [fitted] = gridfit.fit_latents(NET, shared, [image], step, lmbda, iterations, 0)
         padded = [
             np.pad(own, [(0, a - b) for a, b in zip(shape, own.shape, strict=True)])
             for own, shape in zip(fitted, NET.latent_shapes(64, 64), strict=True)

@@ -88,24 +88,32 @@ class LatentGrid:
                     f"got an image of {image.shape[0]} x {image.shape[1]} pixels, expected at most "
                     f"{MAX_PIXELS} pixels: use another codec, or cut it"
                 )
-        streams = []
-        with ThreadPoolExecutor(min(cpu_count(), len(images), 4)) as pool:
-            for stream in pool.map(self._encode_one, images):
-                streams.append(stream)
+        from inrjax import gridfit
+
+        groups = gridfit.groups(images)
+        streams, done = [b""] * len(images), 0
+        with ThreadPoolExecutor(min(cpu_count(), len(groups), 4)) as pool:
+            for places, own in zip(
+                groups, pool.map(self._encode_group, [[images[p] for p in g] for g in groups]),
+                strict=True,
+            ):  # fmt: skip
+                for place, stream in zip(places, own, strict=True):
+                    streams[place] = stream
+                done += len(places)
                 if on_progress is not None:
-                    on_progress(len(streams), len(images))
+                    on_progress(done, len(images))
         return streams
 
-    def _encode_one(self, image: Image) -> bytes:
+    def _encode_group(self, images: Sequence[Image]) -> list[bytes]:
         from inrjax import gridfit
 
         base = self._own_base()
         shared = gridfit.Shared(**base.approximate)
         lmbda = self.rate_weight * float(gridfit.rate_weight(self.step))
-        latents = gridfit.fit_latents(
-            base.net, shared, image, self.step, lmbda, self.iterations, self.seed
+        fitted = gridfit.fit_latents(
+            base.net, shared, images, self.step, lmbda, self.iterations, self.seed
         )
-        return self.pack(image, latents)
+        return [self.pack(*pair) for pair in zip(images, fitted, strict=True)]
 
     def pack(self, image: Image, latents: Sequence[np.ndarray]) -> bytes:
         """The stream of fitted int latents, for an image of this size."""
