@@ -24,7 +24,7 @@ CURVE_STEPS = (19, 24, 29, 34, 39, 44)
 """Step sizes of a rate curve: on Kodak, 0.06 to 1 bit per pixel."""
 
 MAX_PIXELS = 1 << 24
-"""Pixels of a picture, at most: a decoder holds about 20 bytes for each, a fit about 400."""
+"""Pixels of a picture, at most: a decoder holds about 20 bytes for each, a fit about 700."""
 
 
 @dataclass(frozen=True, eq=False)
