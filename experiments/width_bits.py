@@ -4,7 +4,7 @@ Claim tested: overfitting is the friend. At the same file size a wider net whose
 harder beats a narrower one of more bits; the best of them beat JPEG below some rate, and lose to it
 above.
 Command: python -m experiments.width_bits --data DIR     (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 8 on 2 idle cores (reckoned from other runs: 3 of fits, 5 of measuring).
+Minutes: about 4 on 2 cores.
 Expected: the tables in results/width_bits/<config hash>/table.md, and the figure beside them.
 
 The nets are Strümpler's (`codecs.StrumplerMeta`): each is fitted once for each image and width,
