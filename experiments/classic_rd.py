@@ -24,11 +24,11 @@ from typing import Literal
 
 import tyro
 
-from experiments.kodak_rd import ROOT, bd_rate_text, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, results
+from experiments import common
+from experiments.kodak_rd import ROOT, bd_rate_text, markdown, print_progress
+from inrjax import codecs, results
 from inrjax.codecs import classic, fmm, modern, vvc
 from inrjax.evaluate import evaluate
-from inrjax.images import read_image
 from inrjax.results import Summary
 from inrjax.types import Codec, Image, RDPoint
 
@@ -58,7 +58,7 @@ FLAGS = {
 PUBLISHED = {"jpeg": "JPEG (Pillow 7.1.2)", "webp": "WebP"}
 """Codec -> the published curve (CompressAI's) that it should meet."""
 
-Name = Literal["kodak", "cid22-held-back", "clic2025-val", "smoke"]
+Name = Literal["kodak", "cid22-held-back", "clic2025", "smoke"]
 
 
 @dataclass(frozen=True)
@@ -190,26 +190,12 @@ def _points(summaries: Sequence[Summary]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line. ``redraw``: only the table, from the rows that are there."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "classic_rd"
-    smoke: bool = False
     redraw: bool = False
-
-
-def read_images(name: Name, data: Path | None) -> dict[str, Image]:
-    """The images of a named set, by the stems of their files; ``smoke``: small crops."""
-    if name == "smoke":
-        return smoke_images()
-    sets = {
-        "kodak": datasets.kodak,
-        "cid22-held-back": datasets.cid22_held_back,
-        "clic2025-val": datasets.clic2025_val,
-    }
-    return {path.stem: read_image(path).image for path in sets[name](data)}
 
 
 def main(options: Options) -> Path:
@@ -219,9 +205,8 @@ def main(options: Options) -> Path:
         folder = results.run_folder(options.output, config)
         report(config, folder, results.read_rows(folder / "rows.csv"))
     else:
-        folder = run(config, read_images(config.images, options.data), options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+        folder = run(config, common.named(config.images, options.data), options.output)
+    return common.show(folder)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,23 @@ def smoke_images() -> dict[str, Image]:
     return {name: image[100:148, 100:164] for name, image in datasets.packaged().items()}
 
 
+SETS = {
+    "kodak": datasets.kodak,
+    "cid22-held-back": datasets.cid22_held_back,
+    "clic2025": datasets.clic2025_val,
+}
+"""Name -> the files of a set, in a folder of data."""
+
+
+def named(name: str, data: Path | None, most: int | None = None) -> dict[str, Image]:
+    """Stem of a file -> image, of the first ``most`` of one of `SETS`, or of "smoke"."""
+    if name == "smoke":
+        return smoke_images()
+    if name not in SETS:
+        raise SystemExit(f"got images {name!r}, expected one of {', '.join(SETS)}")
+    return {path.stem: read_image(path).image for path in SETS[name](data)[:most]}
+
+
 def pictures(
     options: Options, part: slice, make: Callable[[Image], Image] | None = None
 ) -> dict[str, Image]:

@@ -19,19 +19,12 @@ from pathlib import Path
 
 import tyro
 
+from experiments import common
 from experiments.figures import numbers
-from experiments.kodak_rd import (
-    PUBLISHED,
-    ROOT,
-    markdown,
-    note_provenance,
-    print_progress,
-    smoke_images,
-)
-from inrjax import codecs, datasets, gridfit, grids, plots, published, results
+from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance, print_progress
+from inrjax import codecs, gridfit, grids, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
-from inrjax.images import read_image
 from inrjax.results import Summary
 from inrjax.types import Codec, Image, RDPoint
 
@@ -60,12 +53,6 @@ SMOKE = Config(
     steps=(24, 34), iterations=2, jpeg_qualities=(1, 10, 30), jpeg2000_ratios=(120, 40),
     webp_qualities=(0, 30), images="smoke",
 )  # fmt: skip
-
-SETS = {
-    "kodak": datasets.kodak,
-    "cid22-held-back": datasets.cid22_held_back,
-    "clic2025": datasets.clic2025_val,
-}
 
 
 def build_codecs(config: Config) -> list[Codec]:
@@ -157,27 +144,18 @@ def _published(summaries: Sequence[Summary]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "grid_rd"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Read the images, run; returns the run folder."""
     config = SMOKE if options.smoke else options.config
-    if options.smoke:
-        folder = run(config, smoke_images(), options.output)
-    elif config.images not in SETS:
-        raise SystemExit(f"got images {config.images!r}, expected one of {', '.join(SETS)}")
-    else:
-        paths = SETS[config.images](options.data)[: config.max_images]
-        folder = run(config, {p.stem: read_image(p).image for p in paths}, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    images = common.named(config.images, options.data, config.max_images)
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
-from inrjax import codecs, datasets, fit, optimizers, overfit, results
+from experiments import common
+from experiments.kodak_rd import ROOT, markdown, print_progress
+from inrjax import codecs, fit, optimizers, overfit, results
 from inrjax.evaluate import evaluate
-from inrjax.images import read_image
 from inrjax.init import Init, packaged_init
 from inrjax.results import Summary
 from inrjax.types import Image
@@ -163,26 +163,19 @@ SMOKE = Config(steps=(2,), num_images=1, images="smoke")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "init_gain"
-    smoke: bool = False
 
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
     fit.use_every_core()
-    if options.smoke:
-        images, config = smoke_images(), SMOKE
-    else:
-        paths = datasets.kodak(options.data)
-        images, config = {p.stem: read_image(p).image for p in paths}, options.config
-    folder = run(config, images, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+    config = SMOKE if options.smoke else options.config
+    images = common.named("smoke" if options.smoke else "kodak", options.data)
+    return common.show(run(config, images, options.output))
 
 
 if __name__ == "__main__":

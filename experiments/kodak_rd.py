@@ -26,11 +26,10 @@ from typing import Any
 
 import tyro
 
-from experiments.common import smoke_images
+from experiments import common
 from inrjax import (
     codecs,
     compare,
-    datasets,
     machine,
     optimizers,
     overfit,
@@ -40,7 +39,7 @@ from inrjax import (
 )
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
-from inrjax.images import read_image, write_image
+from inrjax.images import write_image
 from inrjax.init import packaged_init
 from inrjax.results import Summary
 from inrjax.types import Codec, Image, RDPoint
@@ -382,13 +381,11 @@ def print_progress():
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line. ``redraw``: only table and figure, from the rows that are there."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "kodak_rd"
-    smoke: bool = False
     redraw: bool = False
 
 
@@ -402,13 +399,10 @@ def main(options: Options) -> Path:
         config = with_inits(config)
         folder = results.run_folder(options.output, config)
         report(config, folder, results.read_rows(folder / "rows.csv"))
-    elif options.smoke:
-        folder = run(config, smoke_images(), options.output)
     else:
-        paths = datasets.kodak(options.data)
-        folder = run(config, {p.stem: read_image(p).image for p in paths}, options.output)
-    print((folder / "table.md").read_text("utf-8"))
-    return folder
+        images = common.named("smoke" if options.smoke else "kodak", options.data)
+        folder = run(config, images, options.output)
+    return common.show(folder)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import tyro
 
+from experiments.common import smoke_images
 from experiments.defaults import DB_PER_OCTAVE
-from experiments.kodak_rd import COIN_PUBLISHED, ROOT, markdown, print_progress, smoke_images
+from experiments.kodak_rd import COIN_PUBLISHED, ROOT, markdown, print_progress
 from inrjax import bitstream, codecs, datasets, metrics, results, trees
 from inrjax.evaluate import evaluate, safe_name, stream_path
 from inrjax.images import coordinates, read_image, to_uint8

@@ -21,7 +21,8 @@ from typing import Any
 
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, smoke_images
+from experiments.common import smoke_images
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, datasets, results
 from inrjax.init import packaged_init
 from inrjax.types import Image

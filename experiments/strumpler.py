@@ -24,7 +24,8 @@ from typing import TypeAlias
 
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
+from experiments.common import smoke_images
+from experiments.kodak_rd import ROOT, markdown, print_progress
 from inrjax import codecs, compare, datasets, fit, optimizers, published, results
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, image_digest, read_digests, stream_path

@@ -20,7 +20,8 @@ from statistics import fmean
 
 import tyro
 
-from experiments.kodak_rd import ROOT, markdown, print_progress, smoke_images
+from experiments.common import smoke_images
+from experiments.kodak_rd import ROOT, markdown, print_progress
 from inrjax import codecs, datasets, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
