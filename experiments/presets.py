@@ -1,12 +1,12 @@
 """What do the presets of `inrjax encode` cost, and how far do files scatter with the seed?
 
-Claim tested: on 2 cores a 768x512 picture takes at most 20 s at ``--preset fast``, 60 s by default
-and 120 s at the widest net, whole commands; other seeds move a picture's PSNR by less than 0.1 dB
-and its bytes by less than 1 %.
+Claim: on 2 cores a 768x512 picture takes at most 20 s at ``--preset fast``, 60 s by default and
+120 s at the widest net, whole commands. Tested, and true of LatentGrid alone: other seeds move a
+picture's PSNR by less than 0.1 dB and its bytes by less than 1 % (one standard deviation).
 Command: python -m experiments.presets --data DIR    (DIR holds cid22/; or set INRJAX_DATA), or
     with --presets fast default, without the slowest of the commands
-Minutes: about 13 on 2 idle cores (reckoned from other runs: 8 of commands, 5 of seeds); 10 without
-    ``best``. A stopped run goes on: rows that exist are kept.
+Minutes: 9 on 2 idle cores without ``best``, which is about 3 more. A stopped run goes
+    on: rows that exist are kept.
 Expected: the tables in results/presets/<config hash>/table.md.
 
 Commands: each in a fresh process, twice, on one packaged photograph: first with an empty cache of
