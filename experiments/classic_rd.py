@@ -20,7 +20,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -58,14 +57,12 @@ FLAGS = {
 PUBLISHED = {"jpeg": "JPEG (Pillow 7.1.2)", "webp": "WebP"}
 """Codec -> the published curve (CompressAI's) that it should meet."""
 
-Name = Literal["kodak", "cid22-held-back", "clic2025", "smoke"]
-
 
 @dataclass(frozen=True)
 class Config:
     """What is measured; a codec without a setting is left out."""
 
-    images: Name = "kodak"
+    images: common.SetName = "kodak"
     jpeg_qualities: tuple[int, ...] = classic.JPEG_QUALITIES[::2]
     mozjpeg_qualities: tuple[int, ...] = classic.MOZJPEG_QUALITIES
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS[::2]

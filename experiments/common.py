@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from inrjax import datasets
 from inrjax.images import read_image
@@ -28,6 +28,8 @@ def smoke_images() -> dict[str, Image]:
     return {name: image[100:148, 100:164] for name, image in datasets.packaged().items()}
 
 
+SetName: TypeAlias = Literal["kodak", "cid22-held-back", "clic2025", "smoke"]
+
 SETS = {
     "kodak": datasets.kodak,
     "cid22-held-back": datasets.cid22_held_back,
@@ -36,12 +38,10 @@ SETS = {
 """Name -> the files of a set, in a folder of data."""
 
 
-def named(name: str, data: Path | None, most: int | None = None) -> dict[str, Image]:
-    """Stem of a file -> image, of the first ``most`` of one of `SETS`, or of "smoke"."""
+def named(name: SetName, data: Path | None, most: int | None = None) -> dict[str, Image]:
+    """Stem of a file -> image, of the first ``most`` of a set; all small crops for "smoke"."""
     if name == "smoke":
         return smoke_images()
-    if name not in SETS:
-        raise SystemExit(f"got images {name!r}, expected one of {', '.join(SETS)}")
     return {path.stem: read_image(path).image for path in SETS[name](data)[:most]}
 
 

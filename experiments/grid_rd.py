@@ -43,7 +43,7 @@ class Config:
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS
     webp_qualities: tuple[int, ...] = classic.WEBP_QUALITIES
     seed: int = 0
-    images: str = "kodak"
+    images: common.SetName = "kodak"
     max_images: int = 24
     base: str = ""
     schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)

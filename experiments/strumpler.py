@@ -24,12 +24,11 @@ from typing import TypeAlias
 
 import tyro
 
-from experiments.common import smoke_images
+from experiments import common
 from experiments.kodak_rd import ROOT, markdown, print_progress
-from inrjax import codecs, compare, datasets, fit, optimizers, published, results
+from inrjax import codecs, compare, fit, optimizers, published, results
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, image_digest, read_digests, stream_path
-from inrjax.images import read_image
 from inrjax.results import Summary
 from inrjax.types import Image, RDPoint
 
@@ -228,29 +227,27 @@ def measured_jpeg(images: Mapping[str, Image]) -> list[RDPoint]:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(common.Options):
     """The command line. ``images``: as many held-back CID22 images instead of Kodak. ``redraw``:
     only the table, from the rows that are there."""
 
     config: Config = Config()
-    data: Path | None = None
     output: Path = ROOT / "results" / "strumpler"
     images: int | None = None
-    smoke: bool = False
     redraw: bool = False
 
 
 def chosen_images(options: Options) -> tuple[Config, dict[str, Image]]:
     """The config with what its images are, and these."""
     if options.smoke:
-        [(name, image), *_] = smoke_images().items()
-        return SMOKE, {name: image}
+        [(stem, image), *_] = common.smoke_images().items()
+        return SMOKE, {stem: image}
     if options.images is None:
-        config, paths = options.config, datasets.kodak(options.data)
+        config, name = options.config, "kodak"
     else:
         config = replace(options.config, dataset="cid22, held back", num_images=options.images)
-        paths = datasets.cid22_held_back(options.data)
-    return config, {path.stem: read_image(path).image for path in paths[: config.num_images]}
+        name = "cid22-held-back"
+    return config, common.named(name, options.data, config.num_images)
 
 
 def main(options: Options) -> Path:

@@ -26,7 +26,9 @@ GRANULE = 64
 """Pictures are padded to multiples of so many pixels, so that few programs are compiled."""
 
 GROUP_PIXELS = 1 << 22
-"""Padded pixels that an accelerator fits at once, at most, unless one picture has more."""
+"""Padded pixels that an accelerator fits by one program, at most, unless one picture has more.
+
+A CPU holds 0.7 KiB for each; `inrjax.codecs.LatentGrid` has up to four such groups at work."""
 
 _BORDER = 3  # latents so near to a border weigh up to twice: the border's values are repeated
 
@@ -227,8 +229,8 @@ def improve(
 
     ``caution``: times the curvature that a synthesis of orthonormal columns has. At 1 a step is the
     longest, and where the learned synthesis bends more, steps may grow instead of settling.
-    ``foresight``: how much it counts what a latent's magnitude does to the bits of those whose
-    models see it, to first order; None, in 0..1, leaves it out and saves its time.
+    ``foresight``: how much it counts, 0..1, what a latent's magnitude does to the bits of those
+    whose models see it, to first order; None leaves it out, and saves the derivative.
     """
     distortion, gradients = jax.value_and_grad(lambda own: mse(net, shared, own, target, step))(
         list(latents)
@@ -278,7 +280,7 @@ def context_slopes(
 def _total(net: LatentGridNet, latents: Any, models: Any, sizes: Any) -> jax.Array:
     """Bits of the latents that are inside, of as many grids as there are models."""
     total = jnp.zeros(())
-    for place, (own, model) in enumerate(zip(latents, models, strict=False)):
+    for place, (own, model) in enumerate(zip(latents[: len(models)], models, strict=True)):
         true = sizes[min(place + 1, net.levels)]
         total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
     return total
@@ -382,9 +384,9 @@ def fit_latents(
 ) -> list[list[np.ndarray]]:
     """The int64 latents of each uint8 picture, shaped as `LatentGridNet.latent_shapes`.
 
-    Of all iterates that of the least loss. ``schedule``: None for the
-    default. Several pictures, which must have one `padded_size`, are fitted by one program, each as
-    alone but for what sums round to.
+    Of all iterates that of the least loss. ``schedule``: None for the default. Several pictures,
+    which must have one `padded_size`, are fitted by one program, each as alone but for what sums
+    round to.
 
     Raises ValueError for pictures of several padded sizes.
     """
@@ -393,7 +395,7 @@ def fit_latents(
     targets = [make_target(image) for image in images]
     starts: Any = [start(net, target, step) for target in targets]
     rest = np.float32(step), np.float32(lmbda), iterations, seed, schedule or Schedule()
-    if len(images) == 1:  # the same bits whatever else is fitted, as no group's rounding can be
+    if len(images) == 1:  # by a program of its own, which rounds the same on every occasion
         fitted = [_descend(False, net, shared, starts[0], targets[0], *rest)]
     else:
         latents, target = (

@@ -488,7 +488,8 @@ def test_a_group_is_fitted_as_each_picture_alone() -> None:
 
 
 def test_groups_hold_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [photograph(*size) for size in [(9, 9), (70, 9), (64, 1)] * 5]
+    sizes = [(9, 9), (70, 9), (64, 1)] * 5
+    images = [photograph(*size, seed=seed) for seed, size in enumerate(sizes)]
     assert gridfit.groups(images) == [[place] for place in range(15)]  # a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for most in (1, 64 * 64 * 5, 1 << 22):
@@ -500,10 +501,10 @@ def test_groups_hold_each_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(places).bit_count() == 1
             assert len(places) == 1 or len(places) * 64 * 64 <= most
     monkeypatch.setattr(gridfit, "GROUP_PIXELS", 64 * 64 * 4)
-    streams = LatentGrid(24, iterations=1, base=BASE).encode(images[:6])
-    for image, stream in zip(images, streams, strict=False):
-        [image_hat] = LatentGrid(base=BASE).decode([stream])
-        assert image_hat.shape == image.shape
+    codec, some = LatentGrid(24, iterations=1, base=BASE), images[:6]
+    for image, image_hat in zip(some, codec.decode(codec.encode(some)), strict=True):
+        [alone] = codec.decode(codec.encode([image]))
+        assert np.mean(image_hat != alone) < 0.02  # each at its own place; ties may round apart
 
 
 def test_bad_schedules_are_refused() -> None:

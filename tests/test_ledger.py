@@ -52,7 +52,10 @@ def test_only_regular_files_have_digests(tmp_path: Path) -> None:
         assert ledger.digest_of_file(tmp_path / name) is None
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes among its files")
+@pytest.mark.skipif(
+    not hasattr(os, "mkfifo"),
+    reason="Windows has no named pipes to find in a folder",
+)
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ledger.NAME)
     assert ledger.read(tmp_path) == set()
