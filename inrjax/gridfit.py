@@ -8,7 +8,8 @@ of three integers is taken, rate and all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -243,21 +244,42 @@ def improve(
     else:
         slopes, models = context_slopes(net, shared.context, latents, step, sizes)
     before = distortion + lmbda * _total(net, latents, models, sizes) / count
-    gains = [level_params(shared.synthesis, k)["gain"] for k in range(net.levels)]
-    gains.append(shared.synthesis["low"]["gain"])
-    moved = []
-    for place, (own, gradient, model) in enumerate(zip(latents, gradients, models, strict=True)):
-        true = sizes[min(place + 1, net.levels)]
-        # Half the mse's second derivative by a latent, for a synthesis of orthonormal columns.
-        curvature = (gains[place] * step_size(step)) ** 2 / (3.0 * count)
-        curvature = curvature * caution * _border_weight(own.shape, true)
-        best = own - gradient / (2 * curvature)
-        price = lmbda / count / curvature
-        ahead = 0.0 if slopes is None or place == net.levels else foresight * slopes[place]
-        choice = _cheapest(best, price, model, ahead)
-        draw = jax.random.bernoulli(jax.random.fold_in(key, place), share, own.shape)
-        moved.append(jnp.where(draw & _inside(own.shape, true), choice, own))
-    return moved, before
+    shapes = [own.shape for own in latents]
+    own = _row(latents)
+    curvature = caution / count * _curvatures(net, shared.synthesis, shapes, step, sizes)
+    best = own - _row(gradients) / (2 * curvature)
+    ahead = 0.0
+    if slopes is not None:
+        ahead = foresight * _row([*slopes, jnp.zeros(shapes[-1])])
+    choice = _cheapest(best, lmbda / count / curvature, _models_row(models), ahead)
+    may_move = jax.random.uniform(key, own.shape) < share
+    moved = jnp.where(may_move & _inside(net, shapes, sizes), choice, own)
+    parts = jnp.split(moved, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)], before
+
+
+def _curvatures(net: LatentGridNet, params: Any, shapes: Any, step: Any, sizes: Any) -> Any:
+    """Half the second derivative, by each latent, of the sum of squared errors a pixel, in a row:
+    that of a synthesis of orthonormal columns."""
+    gains = [level_params(params, level)["gain"] for level in range(net.levels)]
+    weights = [
+        gain**2 * _border_weight(shape, true)
+        for gain, shape, true in zip(
+            [*gains, params["low"]["gain"]], shapes, _grids(net, sizes), strict=True
+        )
+    ]
+    return step_size(step) ** 2 / 3.0 * _row(weights)
+
+
+def _row(arrays: Iterable[Any]) -> Any:
+    """All their values in one row: what is done to each latent alone is compiled once, not for
+    every grid."""
+    return jnp.concatenate([jnp.ravel(values) for values in arrays])
+
+
+def _models_row(models: Any) -> tuple[Any, Any]:
+    means = _row(jnp.broadcast_to(mean, exponent.shape) for mean, exponent in models)
+    return means, _row(exponent for _, exponent in models)
 
 
 def context_slopes(
@@ -279,11 +301,9 @@ def context_slopes(
 
 def _total(net: LatentGridNet, latents: Any, models: Any, sizes: Any) -> jax.Array:
     """Bits of the latents that are inside, of as many grids as there are models."""
-    total = jnp.zeros(())
-    for place, (own, model) in enumerate(zip(latents[: len(models)], models, strict=True)):
-        true = sizes[min(place + 1, net.levels)]
-        total += jnp.sum(jnp.where(_inside(own.shape, true), bits_of(own, *model), 0.0))
-    return total
+    own = latents[: len(models)]
+    inside = _inside(net, [values.shape for values in own], sizes)
+    return jnp.sum(jnp.where(inside, bits_of(_row(own), *_models_row(models)), 0.0))
 
 
 def _cheapest(best: Any, price: Any, model: tuple[Any, Any], ahead: Any) -> Any:
@@ -299,9 +319,18 @@ def _cheapest(best: Any, price: Any, model: tuple[Any, Any], ahead: Any) -> Any:
     return choice
 
 
-def _inside(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
-    rows, columns = jnp.arange(shape[0]) < true[0], jnp.arange(shape[1]) < true[1]
-    return (rows[:, None] & columns)[..., None]
+def _grids(net: LatentGridNet, sizes: Any) -> list[Any]:
+    """The true size of each grid of latents, of those that `LatentGridNet.sizes` gives."""
+    return [*sizes[1:], sizes[net.levels]]
+
+
+def _inside(net: LatentGridNet, shapes: Sequence[tuple[int, ...]], sizes: Any) -> Any:
+    """Which latents are inside, in a row, of as many grids as there are shapes."""
+    masks = []
+    for shape, (height, width) in zip(shapes, _grids(net, sizes)[: len(shapes)], strict=True):
+        rows, columns = jnp.arange(shape[0]) < height, jnp.arange(shape[1]) < width
+        masks.append(jnp.broadcast_to((rows[:, None] & columns)[..., None], shape))
+    return _row(masks)
 
 
 def _border_weight(shape: tuple[int, ...], true: tuple[Any, Any]) -> Any:
@@ -328,21 +357,18 @@ def loss(
 
 @cache
 def _programs(platform: str, batched: bool):
-    """`improve`, `loss` and `_better`; ``batched``: latents and target have an axis of pictures."""
+    """`improve` and `_better`; ``batched``: latents and target have an axis of pictures."""
     del platform
     if not batched:
-        return jax.jit(improve, static_argnums=0), jax.jit(loss, static_argnums=0), jax.jit(_better)
+        return jax.jit(improve, static_argnums=0), jax.jit(_better)
 
-    def over_pictures(function: Any) -> Any:
-        def mapped(net, shared, latents, target, *rest):
-            def one(own, target):
-                return function(net, shared, own, target, *rest)
+    def improve_all(net: Any, shared: Any, latents: Any, target: Any, *rest: Any) -> Any:
+        def one(own: Any, target: Any) -> Any:
+            return improve(net, shared, own, target, *rest)
 
-            return jax.vmap(one)(latents, target)
+        return jax.vmap(one)(latents, target)
 
-        return jax.jit(mapped, static_argnums=0)
-
-    return over_pictures(improve), over_pictures(loss), jax.jit(jax.vmap(_better))
+    return jax.jit(improve_all, static_argnums=0), jax.jit(jax.vmap(_better))
 
 
 def _better(best: Any, least: Any, latents: Any, value: Any) -> tuple[Any, Any]:
@@ -411,18 +437,17 @@ def _descend(
     iterations: int, seed: int, schedule: Schedule,
 ) -> list[np.ndarray]:  # fmt: skip
     """Of all iterates that of the least loss, for each picture."""
-    move, measure, choose = _programs(jax.default_backend(), batched)
+    move, choose = _programs(jax.default_backend(), batched)
     key = jax.random.key(seed)
     best = latents
     least: Any = np.full(target.height.shape, np.inf, np.float32)
-    for iteration in range(iterations):
+    for iteration in range(iterations + 1):
         factors = map(np.float32, schedule.step(iteration, iterations))
         own_key = jax.random.fold_in(key, iteration)
         moved, before = move(net, shared, latents, target, step, lmbda, own_key, *factors)
         best, least = choose(best, least, latents, before)
-        latents = moved
-    last = measure(net, shared, latents, target, step, lmbda)
-    best, _ = choose(best, least, latents, last)
+        latents = moved  # of the last step only the loss before it counts: `loss` alone would be
+        # another program to compile, which takes longer than that step
     return [np.asarray(own) for own in best]
 
 
