@@ -377,6 +377,7 @@ def _best(files: Sequence[Measured], target: Target) -> Measured:
 _MAX_FITS = 12  # of one picture
 _OCTAVES_PER_STEP = -0.14  # of bytes; measured on held-back cid22 images, as the next
 _WEIGHT_PER_STEP = 0.56  # octaves of rate_weight that change the bytes as much as a step does
+_FAR = 16.0  # octaves
 _FARTHEST = 3.0  # steps from a step size that its rate_weight stands in for
 
 
@@ -446,8 +447,8 @@ class _Bracket:
         self._tried: list[tuple[_Place, float]] = []
 
     def add(self, place: _Place, excess: float) -> None:
-        """A place and the octaves of bytes by which it was too large."""
-        self._tried.append((place, excess))
+        """A place and the octaves of bytes by which it was too large; inf for a perfect picture."""
+        self._tried.append((place, min(max(excess, -_FAR), _FAR)))
 
     def has(self, at: float) -> bool:
         """Whether it was tried."""

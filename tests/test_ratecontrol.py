@@ -193,6 +193,15 @@ def test_a_real_file_has_the_size_that_was_asked_for() -> None:
     assert made.psnr == metrics.psnr(image, image_hat)
 
 
+def test_a_picture_that_every_grid_shows_perfectly_has_no_lower_quality(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    perfect = Measured(bytes(25), 0.2, math.inf)
+    monkeypatch.setattr(ratecontrol, "_measured_at", lambda codec, image, place: perfect)
+    with pytest.raises(UnreachableError):
+        ratecontrol.encode_grid_to(IMAGE, TargetPsnr(28.0), codecs.LatentGrid())
+
+
 def test_latent_grids_have_the_size_or_the_quality_that_was_asked_for() -> None:
     image = photograph(64, 96)
     codec = codecs.LatentGrid(30, iterations=4)
