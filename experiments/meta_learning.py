@@ -345,6 +345,8 @@ def table(
     ]
     for optimizer, by_init in measured.items():
         parts += [f"## {optimizer}", *_section(config, by_init)]
+    if len(measured) > 1:
+        parts += _crossed(config, measured)
     return "\n\n".join(parts) + "\n"
 
 
@@ -390,11 +392,39 @@ def _section(config: Config, by_init: Measured) -> list[str]:
     ]
 
 
-def savings(config: Config, by_init: Measured) -> dict[tuple[str, int], compare.Estimate]:
-    """(init, steps) -> percent of the random init's bytes at the init's PSNR."""
+def _crossed(config: Config, measured: Mapping[str, Measured]) -> list[str]:
+    """Each optimiser's inits against the random init under the other optimisers."""
+    parts = [
+        "## Each beside the random init under the other optimiser",
+        "Bytes at equal PSNR and equal steps, in percent: an optimiser need not suit the random "
+        "init as well as it suits the others.",
+    ]
+    rated = reference_steps(config)
+    for optimizer, by_init in measured.items():
+        for other in measured:
+            if other == optimizer:
+                continue
+            saved = savings(config, by_init, measured[other])
+            lines = [
+                [name, *(_saved_text(saved[name, n]) for n in rated)]
+                for name in (one.name for one in config.learners)
+            ]
+            header = [f"{optimizer}, random init by {other}", *(f"{n} steps" for n in rated)]
+            parts += [markdown(header, lines), answer(config, saved)]
+    return parts
+
+
+def savings(
+    config: Config, by_init: Measured, references: Measured | None = None
+) -> dict[tuple[str, int], compare.Estimate]:
+    """(init, steps) -> percent of the random init's bytes at the init's PSNR.
+
+    ``references``: what holds the random init; None for the same.
+    """
+    references = references or by_init
     return {
         (name, n): bytes_saved(
-            by_init[name][n], [by_init[reference(width)][n] for width in config.reference_widths]
+            by_init[name][n], [references[reference(width)][n] for width in config.reference_widths]
         )
         for name in (*(one.name for one in config.learners), NO_PRIOR)
         for n in reference_steps(config)
