@@ -42,7 +42,6 @@ from experiments.optimizers import steps_to
 from inrjax import codecs, compare, fit, metatrain, overfit, plots, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.init import Init, flat_init, load_init, save_init
-from inrjax.nets.siren import Encoding, Siren
 from inrjax.optimizers import Adam, Muon
 from inrjax.types import Image, OnProgress, RDPoint
 
@@ -74,10 +73,11 @@ OPTIMIZERS = (Muon(overfit.LEARNING_RATE), Adam(1e-3, final=0.0))
 @dataclass(frozen=True)
 class Config:
     """What is measured. ``outer_steps`` times ``tasks_per_step`` images are seen by each method;
-    ``reference_widths``: of the random init's curve, the width of all others among them, measured
-    at the steps from ``reference_from`` on."""
+    ``w0``: of all nets. ``reference_widths``: of the random init's curve, the width of all others
+    among them, measured at the steps from ``reference_from`` on."""
 
     width: int = 24
+    w0: float = metatrain.MetaTrainConfig.w0
     learners: tuple[Learner, ...] = LEARNERS
     outer_steps: int = 2500
     tasks_per_step: int = 2
@@ -123,15 +123,13 @@ def random_init(config: Config, width: int, pictures: Sequence[Image], folder: P
     path = folder / f"random_{width}.npz"
     if path.exists():
         return load_init(path)
-    training = _training(config, width, 1)
-    net = Siren(width, 4, encoding=Encoding(16, 1.4))
-    params = metatrain.initial_params(training, net)
-    return _keep(path, _with_prior(training, flat_init(net, params), pictures))
+    return _keep(path, metatrain.random_init(_training(config, width, 1), pictures))
 
 
 def _training(config: Config, width: int, inner_steps: int) -> metatrain.MetaTrainConfig:
     return metatrain.MetaTrainConfig(
         width=width,
+        w0=config.w0,
         num_steps=config.outer_steps,
         inner_steps=inner_steps,
         tasks_per_step=config.tasks_per_step,

@@ -337,6 +337,10 @@ def test_meta_learning_smoke(tmp_path: Path) -> None:
     text = (folder / "table.md").read_text()
     assert all(f"| {name} |" in text for name in names) and "Does it save 15 %" in text
     assert (folder / "lead.png").stat().st_size > 1000
+    from inrjax.init import load_init
+
+    nets = {load_init(path).net for path in (folder / "streams" / "inits").iterdir()}
+    assert len(nets) == 1  # all start with the same net: only its weights are compared
     meta_learning.main(options)  # nothing is measured twice
     assert (folder / "table.md").read_text() == text
 
