@@ -570,7 +570,8 @@ _stop_is_said = threading.Event()
 
 def _end_soon_after_ctrl_c() -> None:
     """Have Ctrl-C end this process although Python does not hear of it: XLA compiles and computes
-    for seconds, in which no KeyboardInterrupt is raised, and Python waits for it as it ends.
+    for seconds, in which no KeyboardInterrupt is raised, and Python waits for it as it ends. Or it
+    is raised in a callback of the garbage collector, which JAX has, where it goes no further.
 
     What is under way is lost in either case, and a file that is being written has another name.
     """
@@ -580,6 +581,13 @@ def _end_soon_after_ctrl_c() -> None:
     heard, tell = socket.socketpair()  # Windows takes no pipe here
     tell.setblocking(False)
     signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
     # The thread holds the ends of the pair, which must not be closed.
     threading.Thread(target=_end_after_ctrl_c, args=(heard, tell), daemon=True).start()
 

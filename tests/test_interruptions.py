@@ -176,6 +176,21 @@ def stuck(*_):
 """
 
 
+# Python shows what is raised in such a callback, and goes on.
+COLLECTING = """
+import gc, time
+def wait(*_):
+    print("stuck", flush=True)
+    while True:
+        time.sleep(0.01)
+def collect(*_):
+    gc.callbacks.append(wait)
+    gc.collect()
+    wait()
+cli.codecs.decode_stream = collect
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a pthread mutex of zeros is one on Linux")
 @pytest.mark.parametrize(
     ("before", "arguments", "kept"),
@@ -188,6 +203,7 @@ def stuck(*_):
             ("decode",),
             "1 of 2 files were written and are kept",
         ),
+        (COLLECTING, ("decode",), "nothing was written"),
     ],
 )
 def test_ctrl_c_ends_foreign_code(
