@@ -177,7 +177,10 @@ def scale_by_soap(
 
         def direction(mu, nu, left_basis, right_basis):
             moment = _rotate(mu, left_basis, right_basis) / (1 - b1**count)
-            scaled = moment / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+            root = jnp.sqrt(nu / (1 - b2**count))
+            # The moment is rotated anew, so that it rounds otherwise than the gradients in nu did:
+            # where these are rounding errors themselves, nothing else bounds the quotient.
+            scaled = moment / (root + eps + 1e-6 * jnp.max(root))
             return left_basis @ scaled @ right_basis.T
 
         step = jax.tree.map(direction, mu, nu, state.left_basis, state.right_basis)
