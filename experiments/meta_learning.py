@@ -4,7 +4,7 @@ Claim (Strümpler et al. 2022): a meta-learned init saves time and bytes. Tested
 15 % of the bytes at equal PSNR and equal steps; true of 300 steps (25 % with Muon, 37 with Adam),
 not of 1000 (11 and 14 %) and 3000 (10 and 12 %).
 Command: python -m experiments.meta_learning --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 60 of one CPU core. A stopped run goes on: inits and rows that exist are kept.
+Minutes: 80 of one CPU core beside other work. A stopped run goes on where it was.
 Expected: the tables in results/meta_learning/<config hash>/table.md.
 
 Every method sees the same number of images while it learns an init, in crops of the size that is

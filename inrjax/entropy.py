@@ -300,7 +300,7 @@ def _decode_places(decoder: stream.queue.RangeDecoder, table: np.ndarray, size: 
 
 def _read(
     decoder: stream.queue.RangeDecoder, model: stream.model.Model, count: int
-) -> Int64[np.ndarray, " count"]:
+) -> Int64[np.ndarray, " {count}"]:
     """The next places in a model, int64 (count,). The range decoder reports impossible data by
     assorted exceptions; name them all one."""
     try:

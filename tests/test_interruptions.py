@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,6 +160,12 @@ def test_the_experiment_s_smoke(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 of 2 kills, 1 of 1 times Ctrl-C" in done.stdout and "Problems: 0." in done.stdout
+
+
+def test_what_is_noted_names_no_folder_of_this_machine() -> None:
+    text = f'File "{np.__file__}", <f at 0x7fc42>; File "{tempfile.__file__}", line 1; {ROOT}/a'
+    expected = 'File ".../numpy/__init__.py", <f at 0x...>; File ".../tempfile.py", line 1; .../a'
+    assert interruptions.anywhere(text) == expected
 
 
 # Ctrl-C
