@@ -604,3 +604,95 @@ def test_symbols_that_a_table_lacks_are_refused():
     for values in ([4], [-1]):
         with pytest.raises(ValueError, match=r"expected 0\.\.3"):
             entropy.encode_table(np.array(values), table)
+
+
+# ---------------------------------------------------------------------------- bounds, on both sides
+
+
+def packed(first: int, *levels: int) -> bytes:
+    return entropy.pack_table(entropy.Table(first, np.array(levels, np.int64)))
+
+
+def test_symbols_beyond_two_to_the_thirty_are_refused_in_several_calls_too():
+    symbols, level_list = np.array([LIMIT, -LIMIT, 0]), np.array([0, 20, 63])
+    encoder = entropy.LaplaceEncoder()
+    encoder.put(symbols, level_list)
+    assert (entropy.LaplaceDecoder(encoder.to_bytes()).get(level_list) == symbols).all()
+    with pytest.raises(ValueError, match="expected 1073741824 at most"):
+        encoder.put(symbols * 2, level_list)
+    with pytest.raises(ValueError, match="expected 1073741824 at most"):
+        encoder.put(np.array([LIMIT + 1]), np.array([20]))
+
+
+def test_only_zeros_are_left_out_at_the_end():
+    ends = set()
+    for seed in range(1500):
+        level_list = np.full(3, 30)
+        symbols = sample(level_list, seed)
+        encoder = entropy.LaplaceEncoder()
+        encoder.put(symbols, level_list)
+        data = encoder.to_bytes()
+        assert (entropy.LaplaceDecoder(data).get(level_list) == symbols).all()
+        ends.add(data[-1:])
+    assert len(ends) > 200  # nearly every byte was the last of some stream
+
+
+def test_fewer_symbols_than_levels_are_refused():
+    with pytest.raises(ValueError, match="expected"):
+        entropy.encode(np.zeros(2, np.int64), model([1, 2, 3]))
+
+
+def test_counts_that_all_share_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        entropy.counts(7)[0] = 1
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.7, 20.0])
+def test_the_slope_of_bits_beyond_the_centre_is_that_of_the_exponential(scale):
+    at = jnp.array([-2.0, -1.25, -0.75, 0.75, 1.0, 1.4, 3.0])
+    slopes = jax.vmap(jax.grad(lambda x: entropy.bits(x, scale)))(at)
+    np.testing.assert_allclose(slopes, np.sign(at) / (scale * np.log(2)), rtol=1e-5)
+
+
+def test_levels_of_a_table_are_half_octaves_of_the_counts():
+    numbers = np.repeat([3, 4, 6, 7], [1, 2, 4, 8])
+    table = entropy.table_of(numbers)
+    assert table.lowest == 3
+    assert table.levels.tolist() == [1, 3, 0, 5, 7]
+    assert sorted(entropy.table_of(np.full(16, 9)).levels) == [1, 9]  # the other has the least
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        (-128, *[48, 0] * 128),  # the longest there is
+        (126, 1, 1),  # as high as values go
+        (0, 0, 3, 3),
+        (0, entropy.MAX_TABLE_LEVEL, 1),
+    ],
+)
+def test_tables_at_the_bounds_come_back(table):
+    back = entropy.unpack_table(packed(*table))
+    assert (back.lowest, *back.levels) == table
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        packed(127, 1, 1),  # its second value would be 128
+        packed(0, entropy.MAX_TABLE_LEVEL + 1, 1),
+        packed(5, 7),
+        packed(5, 7, 0, 0),
+        *[packed(0, *[1] * number) + b"\0" for number in range(2, 12)],  # a byte too many
+    ],
+)
+def test_tables_past_the_bounds_are_refused(data):
+    with pytest.raises(BitstreamError, match="table of counts"):
+        entropy.unpack_table(data)
+
+
+def test_adaptive_counts_of_as_many_as_there_is_room_for():
+    room = 1 << PRECISION
+    assert entropy.adaptive_counts(np.array([room - 2, 0])).tolist() == [room - 1, 1]
+    with pytest.raises(ValueError, match="at most"):
+        entropy.adaptive_counts(np.array([room - 1, 0]))
