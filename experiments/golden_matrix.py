@@ -3,7 +3,7 @@
 Claim: the symbols are exact and the pixels within one level under the oldest and the newest
 versions that pyproject.toml allows, under each Python at hand, and where JAX is not installed.
 Command: python -m experiments.golden_matrix
-Minutes: about 3 an environment, most of them pip's; it needs a package index.
+Minutes: 1 to 3 an environment, most of them pip's; it needs a package index.
 Expected: every row of results/golden_matrix/<config hash>/table.md says passed.
 
 Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That

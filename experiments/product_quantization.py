@@ -3,7 +3,7 @@
 Claim tested: product quantisation with tuned centroids (`ProductSiren`) beats scalar quantisation
 at equal bytes: that of `MetaSiren`, and the rounding of the very same fits.
 Command: python -m experiments.product_quantization --data DIR  (DIR holds cid22/; or INRJAX_DATA)
-Minutes: about 8 on 2 cores. A stopped run goes on: rows that exist are kept.
+Minutes: 4 to 8 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/product_quantization/<config hash>/table.md.
 
 Held-back cid22 images; every number is from a file that another process decoded. One fit for each
