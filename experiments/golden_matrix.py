@@ -8,8 +8,10 @@ Expected: every row of results/golden_matrix/<config hash>/table.md says passed.
 
 Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That
 file runs there, without its tests of damaged files; then the golden files are decoded once more and
-compared with the stored pictures, value by value. ``--interpreters``: these Pythons as they are,
-nothing is installed. ``--smoke``: the running Python alone.
+compared with the stored pictures, value by value. ``--ends``: the lowest versions on the oldest
+Python and the newest on the newest Python at hand alone, as CI does. ``--interpreters``: these
+Pythons as they are, nothing is installed. ``--smoke``: the running Python alone. Ends with 1 if an
+environment failed.
 """
 
 from __future__ import annotations
@@ -84,6 +86,16 @@ def rows(config: Config) -> list[Row]:
     return chosen
 
 
+def ends() -> list[Row]:
+    """The lowest versions on the oldest Python at hand, the newest on the newest."""
+    found = [python for minor in range(11, 31) if _works(python := f"python3.{minor}")]
+    oldest, newest = (found[0], found[-1]) if found else (sys.executable, sys.executable)
+    return [
+        Row(oldest, "lowest", requirements(lowest=True)),
+        Row(newest, "newest", requirements(lowest=False)),
+    ]
+
+
 def _works(python: str) -> bool:
     """Whether it starts and can make environments: a name may be there without its Python."""
     path = shutil.which(python)
@@ -134,12 +146,34 @@ def measure(row: Row) -> dict[str, Any]:
         command = [python, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *bare]
         tested = _run([*command, "-k", "not refuse", "tests/test_golden.py"])
         summary = re.findall(r"\d+ (?:passed|failed|error|skipped)\w*", tested.stdout[-300:])
+        if tested.returncode != 0:
+            summary.append(f"exit code {tested.returncode}")
         program = MEASURE.replace("PACKAGES", repr(PACKAGES))
         measured = _run([python, "-c", program])
         values = json.loads(measured.stdout) if measured.returncode == 0 else {}
         if not values or tested.returncode != 0:
             print(tested.stdout[-3000:], tested.stderr[-1000:], measured.stderr[-2000:])
         return {"versions": row.choice, **values, "test file": ", ".join(summary) or "did not run"}
+
+
+def problems(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each environment where something is not as it must be."""
+    return [
+        f"golden files, Python {one.get('Python', '?')}, versions {one['versions']}: {problem}"
+        for one in measured
+        if (problem := _problem(one))
+    ]
+
+
+def _problem(one: Mapping[str, Any]) -> str:
+    if not re.fullmatch(r"\d+ passed(, \d+ skipped)?", one["test file"]):
+        return f"the test file: {one['test file']}"
+    if not one.get("files"):
+        return "no file was compared"
+    if one["symbols exact"] != one["files"]:
+        return f"the symbols of {one['files'] - one['symbols exact']} files differ"
+    largest = one["largest difference"]
+    return f"pixels differ by {largest} levels, 1 is allowed" if largest > 1 else ""
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -167,15 +201,21 @@ class Options:
     config: Config = Config()
     output: Path = ROOT / "results" / "golden_matrix"
     interpreters: tuple[Path, ...] = ()
+    ends: bool = False
     smoke: bool = False
 
 
 def main(options: Options) -> Path:
-    """Measure each environment, print the table; returns the run folder."""
+    """Measure each environment, print the table; returns the run folder.
+
+    Raises:
+        SystemExit: a golden file does not decode as it must; the message says where.
+    """
     there = (Path(sys.executable),) if options.smoke else options.interpreters
-    config = Config((), False, False, False) if there else options.config
+    config = Config((), False, False, False) if there or options.ends else options.config
     folder = results.run_folder(options.output, config)
-    chosen = [Row(str(path), "as installed", None) for path in there] or rows(config)
+    chosen = [Row(str(path), "as installed", None) for path in there]
+    chosen = chosen or (ends() if options.ends else rows(config))
     measured = []
     for row in chosen:  # an environment takes minutes: what is done is kept
         measured.append(measure(row))
@@ -183,6 +223,8 @@ def main(options: Options) -> Path:
         results.write_json(folder / "provenance.json", results.provenance("cpu"))
         results.write_text(folder / "table.md", table(measured))
     print((folder / "table.md").read_text("utf-8"))
+    if found := problems(measured):
+        raise SystemExit("\n".join(found))
     return folder
 
 

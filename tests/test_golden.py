@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def source_of(path: Path) -> Image:
     return make.Source(**fields).image()
 
 
+@cache
+def decoded(path: Path) -> tuple[Any, Image]:
+    """`make.decode`, once for all tests: tall pictures take seconds."""
+    return make.decode(path)
+
+
 @every_file
 def test_the_files_are_those_that_were_written(path: Path) -> None:
     record = record_of(path)
@@ -44,7 +51,7 @@ def test_the_files_are_those_that_were_written(path: Path) -> None:
 @every_file
 def test_the_symbols_are_exact_and_the_pixels_within_a_level(path: Path) -> None:
     record = record_of(path)
-    symbols, image = make.decode(path)
+    symbols, image = decoded(path)
     if symbols is None:
         assert record["symbols"] is None
     else:
@@ -57,7 +64,7 @@ def test_the_symbols_are_exact_and_the_pixels_within_a_level(path: Path) -> None
 @every_file
 def test_the_quality_is_what_it_was(path: Path) -> None:
     stated = record_of(path)["psnr"]
-    psnr = metrics.psnr(source_of(path), make.decode(path)[1])
+    psnr = metrics.psnr(source_of(path), decoded(path)[1])
     assert psnr == pytest.approx(math.inf if stated is None else stated, abs=1e-3)
 
 
@@ -176,11 +183,38 @@ def run_smoke(golden_matrix: Any, folder: Path) -> Path:
     """Its smoke mode without the test file, which would be this one again."""
     with pytest.MonkeyPatch.context() as patch:
         plain = golden_matrix._run
-        nothing = ["-c", "pass"]
+        nothing = ["-c", "print('1 passed')"]
         patch.setattr(
             golden_matrix, "_run", lambda c: plain(c[:1] + nothing if "pytest" in c else c)
         )
         return golden_matrix.main(golden_matrix.Options(output=folder, smoke=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, ""),
+        ({"test file": "30 passed, 1 skipped"}, ""),
+        ({"test file": "1 failed, 30 passed"}, "1 failed"),
+        ({"test file": "31 passed, exit code 3"}, "exit code 3"),
+        ({"test file": "did not run"}, "did not run"),
+        ({"test file": "31 skipped"}, "31 skipped"),
+        ({"files": 0, "symbols exact": 0}, "no file was compared"),
+        ({"symbols exact": 29}, "the symbols of 2 files"),
+        ({"largest difference": 2}, "by 2 levels"),
+    ],
+)
+def test_an_environment_that_decodes_otherwise_ends_the_matrix(
+    wrong: dict[str, Any], said: str
+) -> None:
+    pytest.importorskip("tyro", reason="the matrix is run from a whole environment")
+    from experiments.golden_matrix import problems
+
+    good = {"versions": "newest", "Python": "3.11.7", "test file": "31 passed"}
+    good |= {"files": 31, "symbols exact": 31, "largest difference": 1}
+    found = problems([good, {**good, **wrong}])
+    assert len(found) == bool(said)
+    assert all(said in one and "Python 3.11.7, versions newest" in one for one in found)
 
 
 def test_the_lowest_versions_are_those_of_the_project() -> None:
