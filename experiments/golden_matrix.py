@@ -8,8 +8,8 @@ Expected: every row of results/golden_matrix/<config hash>/table.md says passed.
 
 Each row is a fresh environment in a temporary folder, with what tests/test_golden.py needs. That
 file runs there, without its tests of damaged files; then the golden files are decoded once more and
-compared with the stored pictures, value by value. ``--ends``: the lowest versions on the oldest
-Python and the newest on the newest Python at hand alone, as CI does. ``--interpreters``: these
+compared with the stored pictures, value by value. ``--ends``: the lowest versions on Python 3.11
+and the newest on the newest Python at hand alone, as CI does. ``--interpreters``: these
 Pythons as they are, nothing is installed. ``--smoke``: the running Python alone. Ends with 1 if an
 environment failed.
 """
@@ -36,6 +36,9 @@ from inrjax import results
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "numpy", "constriction", "pillow", "imageio", "scikit-image")
 """What the test file and the fixtures beside it import, by the names of pyproject.toml."""
+
+LOWEST_MINOR = 11
+"""The lowest Python of pyproject.toml, 3.11."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def requirements(lowest: bool, without: Sequence[str] = ()) -> tuple[str, ...]:
 
 def rows(config: Config) -> list[Row]:
     """What is run, for the Pythons that are at hand."""
-    found = [python for python in config.pythons if _works(python)]
+    found = [path for python in config.pythons if (path := interpreter(python))]
     chosen = []
     if config.lowest and found:
         chosen.append(Row(found[0], "lowest", requirements(lowest=True)))
@@ -87,19 +90,39 @@ def rows(config: Config) -> list[Row]:
 
 
 def ends() -> list[Row]:
-    """The lowest versions on the oldest Python at hand, the newest on the newest."""
-    found = [python for minor in range(11, 31) if _works(python := f"python3.{minor}")]
-    oldest, newest = (found[0], found[-1]) if found else (sys.executable, sys.executable)
-    return [
-        Row(oldest, "lowest", requirements(lowest=True)),
-        Row(newest, "newest", requirements(lowest=False)),
-    ]
+    """The lowest versions on the lowest Python of the project, if that is at hand (for no other are
+    there wheels of all of them), and the newest on the newest Python that has wheels of them."""
+    newest = requirements(lowest=False)
+    minors = range(LOWEST_MINOR, LOWEST_MINOR + 20)
+    found = [path for minor in minors if (path := interpreter(f"python3.{minor}"))]
+    with_wheels = next((path for path in reversed(found) if _has_wheels(path, newest)), None)
+    chosen = [Row(with_wheels or sys.executable, "newest", newest)]
+    if lowest := interpreter(f"python3.{LOWEST_MINOR}"):
+        chosen.insert(0, Row(lowest, "lowest", requirements(lowest=True)))
+    return chosen
+
+
+def interpreter(python: str) -> str | None:
+    """Its path if it works: the one of PATH, or else one that pyenv keeps, whose name on PATH is
+    of a version that is not switched on."""
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    paths = [shutil.which(python), *sorted(kept.glob(f"*/bin/{python}"), reverse=True)]
+    return next((str(path) for path in paths if path and _works(str(path))), None)
+
+
+def _has_wheels(python: str, wanted: Sequence[str]) -> bool:
+    """Whether pip finds a wheel of each package for this Python: none is installed."""
+    dry = ["install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "--python", python, *dry, *wanted]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _works(python: str) -> bool:
     """Whether it starts and can make environments: a name may be there without its Python."""
     path = shutil.which(python)
-    return path is not None and subprocess.run([path, "-c", "import ensurepip"]).returncode == 0
+    if path is None:
+        return False
+    return subprocess.run([path, "-c", "import ensurepip"], capture_output=True).returncode == 0
 
 
 MEASURE = """

@@ -219,8 +219,9 @@ def test_an_environment_that_decodes_otherwise_ends_the_matrix(
 
 def test_the_lowest_versions_are_those_of_the_project() -> None:
     pytest.importorskip("tyro", reason="the matrix is run from a whole environment")
-    from experiments.golden_matrix import PACKAGES, requirements
+    from experiments.golden_matrix import LOWEST_MINOR, PACKAGES, ROOT, requirements
 
     lowest = requirements(lowest=True)
     assert [name.split("==")[0] for name in lowest] == list(PACKAGES)
+    assert f'requires-python = ">=3.{LOWEST_MINOR}"' in (ROOT / "pyproject.toml").read_text()
     assert all("==" in one for one in lowest) and "jax" not in str(requirements(True, ("jax",)))
