@@ -398,6 +398,37 @@ def test_the_pictures_of_scale_differ_and_are_the_same_every_time() -> None:
     assert first == again and len(set(first)) == 40
 
 
+def test_strumpler_as_published_is_fitted_in_one_place_and_measured_in_another(
+    tmp_path: Path,
+) -> None:
+    from experiments import strumpler_published as experiment
+
+    folder = experiment.smoke(tmp_path)
+    [row] = results.read_rows(folder / "rows.csv")
+    assert (
+        row.codec == "strumpler-basic"
+        and "| basic, 8 bit | 8 | " in (folder / "table.md").read_text()
+    )
+    # The files are those that the codec writes without a stop between.
+    [(_, image), *_] = experiment.common.smoke_images().items()
+    [codec] = experiment.build_codecs(experiment.SMOKE).values()
+    [stream] = (folder / "streams").rglob("*.inr")
+    assert stream.read_bytes() == codec.encode([image])[0]
+    path = experiment.fitted_path(tmp_path / "fitted", "basic, 8 bit", 8)
+    with pytest.raises(ValueError, match="fit into another folder"):
+        experiment.load_fitted(replace(codec, num_steps=5), path)
+    with pytest.raises(ValueError, match="fit them first"):
+        experiment.load_fitted(codec, path).encode([image[:40]])
+
+
+def test_a_published_curve_is_read_between_its_points_alone() -> None:
+    from experiments.strumpler_published import published_psnr
+
+    curve = [(0.4, 30.0), (0.1, 26.0)]
+    assert published_psnr(curve, 0.2) == pytest.approx(28.0)
+    assert published_psnr(curve, 0.09) is None and published_psnr(curve, 0.41) is None
+
+
 def test_coin_published_smoke() -> None:
     from experiments import coin_published
 
