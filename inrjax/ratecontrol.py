@@ -26,10 +26,15 @@ DB_PER_OCTAVE = 1.6
 """PSNR that twice the bytes buy, by width; measured on held-back cid22 images."""
 
 SLOPES = (0.02, 1.2)
-"""Where the search stays. Beyond, a file grows without getting better, or falls apart."""
+"""Where the search stays, if it can: below, a file grows without getting better."""
+
+STEEPEST = 2.4
+"""Beyond `SLOPES`, where PSNR falls ever faster and some pictures fall apart: for what lies between
+the least of a width and the most of the next narrower one, and below the least of all."""
 
 _MAX_WIDTHS = 3  # fits of a picture
 _MAX_REFINEMENTS = 10
+_MAX_STEEP_REFINEMENTS = 16  # where PSNR moves by 0.3 dB by chance from a slope to the next
 _REFINE_SHARE = 0.1  # steps of a refinement, of those of a fit
 _MIN_REFINE_STEPS = 50
 _PROBE_SHARE = 0.25  # steps of the fit that a PSNR is predicted from
@@ -201,9 +206,12 @@ def encode_to(
         neighbour = _neighbour(search, allowed)
         if search.any_is_met() or neighbour is None:
             break
-        search.fit(neighbour)
-        if not search.is_met():
+        if neighbour not in search.fits:
+            search.fit(neighbour)
+        if not search.any_is_met():
             search.try_slopes(neighbour)
+    if not search.any_is_met():
+        search.try_steep_slopes()
     return search.result()
 
 
@@ -221,13 +229,12 @@ def _widths_to_try(search: _Search, model: Mapping[int, WidthModel]) -> Iterator
 
 
 def _neighbour(search: _Search, model: Mapping[int, WidthModel]) -> int | None:
-    """The next width on the side where the nearest file falls short; None if there is none, or it
-    was fitted already."""
+    """The next width on the side where the last one's nearest file falls short; None if there is
+    none, or its slopes were tried already."""
     widths = sorted(model)
-    nearest = min(search.files, key=lambda file: abs(search.target.excess(file)))
-    is_too_small = search.target.excess(nearest) < 0
+    is_too_small = search.nearest_of(search.last_width) < 0
     at = widths.index(search.last_width) + (1 if is_too_small else -1)
-    return widths[at] if 0 <= at < len(widths) and widths[at] not in search.fits else None
+    return widths[at] if 0 <= at < len(widths) and widths[at] not in search.tried else None
 
 
 def _first_width(search: _Search, model: Mapping[int, WidthModel]) -> int:
@@ -279,8 +286,9 @@ class _Search:
         self._on_progress = on_progress
         self.fits: dict[int, _Fit] = {}
         self.files: list[Measured] = []
-        self.last_width = codec.width
-        """The width whose slopes were tried last."""
+        self.tried: dict[int, list[float]] = {}
+        """The excess of every file of a width whose slopes were tried, in that order."""
+        self._too_large: dict[int, float] = {}  # the excess at the last of `SLOPES`, by width
 
     def probe(self, width: int) -> float:
         """PSNR in dB of a short fit."""
@@ -288,6 +296,15 @@ class _Search:
         codec = replace(self._codec, width=width, num_steps=steps)
         [learned] = codec.fit([self.image])
         return self._measure(codec, learned).psnr
+
+    @property
+    def last_width(self) -> int:
+        """The width whose slopes were tried last."""
+        return next(reversed(self.tried))
+
+    def nearest_of(self, width: int) -> float:
+        """The excess of the file that came nearest to the target, of a width that was tried."""
+        return min(self.tried[width], key=abs)
 
     def fit(self, width: int) -> None:
         """A whole fit of a width, into ``fits``."""
@@ -304,9 +321,10 @@ class _Search:
     def try_slopes(self, width: int) -> None:
         """Refine the fit of a width at other slopes, by regula falsi (the Illinois rule), until a
         file meets the target or the slopes are used up."""
-        base, self.last_width = self.fits[width], width
+        base = self.fits[width]
         low, high = (math.log2(slope) for slope in SLOPES)
         start, excess = math.log2(base.codec.slope), self.target.excess(base.measured)
+        self.tried[width] = [excess]
         at = start + excess / -_OCTAVES_PER_OCTAVE
         too_large: tuple[float, float] | None = None  # (log2 slope, excess > 0), the nearest
         too_small: tuple[float, float] | None = None
@@ -325,10 +343,31 @@ class _Search:
                 (a, fa), (b, fb) = too_large, too_small
                 at = a + (b - a) * fa / (fa - fb)
             elif at == (high if excess > 0 else low):
+                if excess > 0:
+                    self._too_large[width] = excess
                 return
             else:
                 # A little further than the line says, so that the other side is found soon.
                 at += 1.2 * excess / -_OCTAVES_PER_OCTAVE
+
+    def try_steep_slopes(self) -> None:
+        """Beyond `SLOPES`, by the same rule: the narrowest width whose files are all too large."""
+        if not self._too_large:
+            return
+        width = min(self._too_large)
+        base = self.fits[width]
+        # As little as it takes for the rule not to be led astray by a picture that fell apart.
+        a, too_large = math.log2(SLOPES[1]), min(1.0, self._too_large[width])
+        b, too_small = math.log2(STEEPEST), -1.0
+        for _ in range(_MAX_STEEP_REFINEMENTS):
+            at = a + (b - a) * too_large / (too_large - too_small)
+            excess = self._refine(base, 2**at)
+            if self.is_met():
+                return
+            if excess > 0:
+                a, too_large, too_small = at, min(1.0, excess), too_small / 2
+            else:
+                b, too_small, too_large = at, max(-1.0, excess), too_large / 2
 
     def _refine(self, base: _Fit, slope: float) -> float:
         """Another file of a fit; its excess."""
@@ -336,7 +375,9 @@ class _Search:
         steps = max(_MIN_REFINE_STEPS, round(_REFINE_SHARE * codec.num_steps))
         measured = self._measure(codec, codec.refine(self.image, base.learned, steps))
         self.files.append(measured)
-        return self.target.excess(measured)
+        excess = self.target.excess(measured)
+        self.tried[codec.width].append(excess)
+        return excess
 
     def _measure(self, codec: MetaSiren, learned: Params) -> Measured:
         return _measured(codec, self.image, codec.pack(self.image, learned))

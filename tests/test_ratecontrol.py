@@ -160,6 +160,37 @@ def test_where_no_slope_of_a_width_is_enough_its_neighbour_is_tried() -> None:
     assert spent.count(1000) >= 2  # both neighbours were fitted
 
 
+class Steep(FakeCodec):
+    """A picture whose quality the slope hardly moves up to the last of `ratecontrol.SLOPES`; beyond
+    it falls, and after another half octave the picture falls apart."""
+
+    def pack(self, image, learned) -> bytes:
+        plain = super().pack(image, learned)
+        beyond = max(0.0, math.log2(self.slope / ratecontrol.SLOPES[1]))
+        psnr = MODEL[self.width].psnr - 4 * beyond if beyond < 0.5 else 5.0
+        size = len(plain) if beyond < 0.5 else 8
+        return np.float64(psnr).tobytes().ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.7, 0.85])
+@pytest.mark.parametrize("widths", [(24, 32), (32, 48), (48, 64)])
+def test_what_lies_between_two_widths_is_reached_by_a_steep_slope(
+    widths: tuple[int, int], share: float
+) -> None:
+    low, high = (MODEL[width].psnr for width in widths)
+    wanted = low + share * (high - low)
+    spent: list[int] = []
+    assert abs(encode(TargetPsnr(wanted), Steep(spent=spent)).psnr - wanted) <= 0.1
+    assert spent.count(1000) <= 3  # no width but its two neighbours, and the one that was guessed
+
+
+def test_less_than_the_smallest_width_gives_is_reached_by_a_steep_slope() -> None:
+    wanted = MODEL[24].psnr - 1.5
+    assert abs(encode(TargetPsnr(wanted), Steep()).psnr - wanted) <= 0.1
+    with pytest.raises(UnreachableError):  # where the picture falls apart
+        encode(TargetPsnr(MODEL[24].psnr - 3), Steep())
+
+
 def test_a_codec_with_an_init_keeps_its_width() -> None:
     codec = FakeCodec(width=32, init=object())
     made = encode(TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), codec)
