@@ -1,10 +1,10 @@
 """Does a file have the size or the quality that was asked for, and what does the search cost?
 
 Claim: --target-bpp is met within 2 %, --target-psnr within 0.1 dB, --max-bytes never exceeded, and
-a search takes about four fits.
+a search of latent-grid takes about four fits.
 Command: python -m experiments.rate_control --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 45 of one core for latent-grid; --codec meta-siren takes longer (unmeasured). A
-    stopped run goes on: rows that exist are kept.
+Minutes: about 45 of one core for latent-grid; with --codec meta-siren about 4 an image on two idle
+    cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/rate_control/<config hash>/table.md.
 
 Photographs that were held back from training. Every number is of a file that was decoded again.
