@@ -429,6 +429,18 @@ def test_a_published_curve_is_read_between_its_points_alone() -> None:
     assert published_psnr(curve, 0.09) is None and published_psnr(curve, 0.41) is None
 
 
+def test_what_the_guided_fuzzer_prints_is_read_or_it_did_not_end() -> None:
+    from experiments.fuzz_guided import told
+
+    printed = (
+        "#2 INITED ft: 7 corp: 1\n#99 NEW    ft: 1592 corp: 116\nDone 2746 runs in 21 second(s)\n"
+    )
+    assert told(printed) == (2746, 1592)
+    for cut in ("#99 NEW ft: 1592\n", "Done 3 runs in 1 second(s)\n"):
+        with pytest.raises(ValueError, match="did not come to its end"):
+            told(cut)
+
+
 def test_coin_published_smoke() -> None:
     from experiments import coin_published
 
