@@ -26,7 +26,7 @@ import tyro
 
 from experiments import common
 from experiments.defaults import DB_PER_OCTAVE
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, compare, metatrain, results
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.init import Init, packaged_init
@@ -99,7 +99,7 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
         codec = codecs.MetaSiren(init.net.width, config.num_steps, config.seed, init=init)
         rows[name] = evaluate(
             [codec], images, folder / safe_name(name), batch_size=len(images),
-            on_progress=print_progress(),
+            on_progress=common.print_progress(),
         )  # fmt: skip
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
     results.write_text(folder / "table.md", table(config, rows))

@@ -24,7 +24,7 @@ from pathlib import Path
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, bd_rate_text, markdown, print_progress
+from experiments.kodak_rd import ROOT, bd_rate_text, markdown
 from inrjax import codecs, results
 from inrjax.codecs import classic, fmm, modern, vvc
 from inrjax.evaluate import evaluate
@@ -107,7 +107,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     chosen = build_codecs(config)
     folder = results.run_folder(root, config)
     note_provenance(folder)
-    rows = evaluate(chosen, images, folder, batch_size=BATCH, on_progress=print_progress())
+    rows = evaluate(chosen, images, folder, batch_size=BATCH, on_progress=common.print_progress())
     report(config, folder, rows)
     return folder
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common import print_progress
 from inrjax import fit, optimizers, overfit, trees
 from inrjax.images import read_image
 from inrjax.nets import fused
@@ -62,11 +63,8 @@ def fit_images(config: Config, images: Mapping[str, Image]) -> dict[str, np.ndar
         net, optimizers.Adam(LEARNING_RATE), config.num_steps, num_tiles, window=1, kernel=kernel
     )
 
-    def report(done: int, total: int) -> None:
-        print(f"\r{100 * done / total:5.1f} %", end="", flush=True)
-
     with jax.default_matmul_precision(config.precision):
-        fitted = fit.fit_batch(plan, jax.random.key(config.seed), points, report)
+        fitted = fit.fit_batch(plan, jax.random.key(config.seed), points, print_progress())
     failed = [name for name, r in zip(images, fitted, strict=True) if not r.finite]
     if failed:
         raise ValueError(f"the fits of {', '.join(failed)} diverged")

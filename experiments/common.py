@@ -5,14 +5,18 @@ Starts no JAX: experiments/interruptions.py forks its process.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
 
 from inrjax import datasets
 from inrjax.images import read_image
-from inrjax.types import Image
+from inrjax.types import Image, OnProgress
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,28 @@ class Wrapped:
     def decode(self, streams: Sequence[bytes]) -> list[Image]:
         """By the codec."""
         return self.codec.decode(streams)
+
+
+def psnr_at(curve: Sequence[tuple[float, float]], rate: float) -> float | None:
+    """The PSNR in dB of a curve of (rate, PSNR) points at a rate, in bytes or bits per pixel:
+    linear in the logarithm of the rate; None beyond its ends."""
+    rates, psnrs = zip(*sorted(curve), strict=True)
+    if not rates[0] <= rate <= rates[-1]:
+        return None
+    return float(np.interp(np.log(rate), np.log(rates), psnrs))
+
+
+def print_progress() -> OnProgress:
+    """Prints a line to stderr at every whole percent."""
+    start, shown = perf_counter(), -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        if 100 * done // total > shown:
+            shown = 100 * done // total
+            print(f"{shown} % after {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+
+    return report
 
 
 def show(folder: Path) -> Path:

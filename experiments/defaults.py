@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, metatrain, optimizers, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.init import Init, packaged_init
@@ -113,7 +113,9 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
     for name, codec in variants(config, training).items():
         print(name, flush=True)
         part = folder / safe_name(name)
-        rows = evaluate([codec], images, part, batch_size=len(images), on_progress=print_progress())
+        rows = evaluate(
+            [codec], images, part, batch_size=len(images), on_progress=common.print_progress()
+        )
         [summaries[name]] = results.summarise(rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
     results.write_text(folder / "table.md", table(config, len(images), summaries))

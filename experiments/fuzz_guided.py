@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import common
+from inrjax import results
+
 ROOT = Path(__file__).parents[1]
 MAX_BYTES = 2048
 """Of an input."""
@@ -68,7 +71,7 @@ def fuzz_here(corpus: Path, config: Config, failures: Path) -> None:
             read(repaired)
 
     for i, base in enumerate(bases):
-        (corpus / str(i)).write_bytes(base.data)
+        (corpus / f"golden-{i}").write_bytes(base.data)
     options = [
         f"-max_total_time={config.seconds}", f"-seed={config.seed}", f"-max_len={MAX_BYTES}",
         "-timeout=10", "-rss_limit_mb=2048", f"-artifact_prefix={failures}/", str(corpus),
@@ -88,53 +91,42 @@ def told(output: str) -> tuple[int, int]:
 
 
 def run(config: Config, root: Path) -> Path:
-    """Fuzz in a child process and write table.md; returns the run folder."""
-    from inrjax import results
+    """Fuzz in a child process and write table.md; returns the run folder.
+
+    Raises:
+        SystemExit: an input failed, and is kept in ``failures/``; or atheris is not installed.
+    """
+    from experiments.kodak_rd import markdown, note_provenance
 
     if importlib.util.find_spec("atheris") is None:
         raise SystemExit("atheris is not installed here: pip install atheris")
     folder = results.run_folder(root, config)
-    results.write_json(folder / "provenance.json", results.provenance("cpu"))
+    note_provenance(folder)
     failures = folder / "failures"
     failures.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
-        arguments = [
-            "--child",
-            corpus,
-            "--seconds",
-            str(config.seconds),
-            "--seed",
-            str(config.seed),
-        ]
+        child = f"--child {corpus} --seconds {config.seconds} --seed {config.seed}".split()
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.fuzz_guided", *arguments, "--output", str(folder)],
+            [sys.executable, "-m", "experiments.fuzz_guided", *child, "--output", str(folder)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "INRJAX_INITS": ""},
             capture_output=True,
             text=True,
         )
-        kept = len([*Path(corpus).iterdir()])
+        new = sum(not path.name.startswith("golden-") for path in Path(corpus).iterdir())
     found = sorted(path.name for path in failures.iterdir())
-    if done.returncode != 0 and not found:
-        raise SystemExit(done.stderr[-2000:])
-    inputs, features = told(done.stderr) if not found else (0, 0)
-    columns = {
-        "seconds": config.seconds,
-        "seed": config.seed,
-        "inputs, each as it is and with its checksum repaired": inputs,
-        "features of inrjax's code reached": features,
-        "inputs that reached new ones": kept,
-        "failures": ", ".join(found) or "none",
-    }
-    lines = [columns, ["---"] * len(columns), map(str, columns.values())]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    results.write_text(folder / "table.md", f"# A fuzzer that sees the branches\n\n{table}\n")
-    if not found:
-        failures.rmdir()
-    print((folder / "table.md").read_text("utf-8"))
     if found:
         raise SystemExit(f"{len(found)} failures, kept in {failures}: {done.stderr[-2000:]}")
-    return folder
+    inputs, features = told(done.stderr)
+    failures.rmdir()
+    header = [
+        "seconds", "seed", "inputs, each as it is and with its checksum repaired",
+        "features of inrjax's code reached", "inputs that reached new ones", "failures",
+    ]  # fmt: skip
+    values = (config.seconds, config.seed, inputs, features, new, "none")
+    table = markdown(header, [[str(value) for value in values]])
+    results.write_text(folder / "table.md", f"# A fuzzer that sees the branches\n\n{table}\n")
+    return common.show(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress
+from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, compare, context, entropy, gridfit, grids, gridtrain, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.grids import GridBase
@@ -228,7 +228,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
             images,
             folder / safe_name(name),
             batch_size=len(images),
-            on_progress=print_progress(),
+            on_progress=common.print_progress(),
         )
     results.write_text(folder / "table.md", table(config, rows))
     return folder

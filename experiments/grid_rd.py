@@ -21,7 +21,7 @@ import tyro
 
 from experiments import common
 from experiments.figures import numbers
-from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance, print_progress
+from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance
 from inrjax import codecs, gridfit, grids, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
@@ -71,7 +71,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     folder = results.run_folder(root, config)
     note_provenance(folder)
     rows = evaluate(
-        build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
+        build_codecs(config),
+        images,
+        folder,
+        batch_size=len(images),
+        on_progress=common.print_progress(),
     )
     report(config, folder, rows)
     return folder

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, fit, optimizers, overfit, results
 from inrjax.evaluate import evaluate
 from inrjax.init import Init, packaged_init
@@ -86,7 +86,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
             part = folder / f"{optimizer_name.lower()}_{init_name}"
             print(f"{optimizer_name}, {init_name} init", flush=True)
             rows = evaluate(
-                series, images, part, batch_size=len(images), on_progress=print_progress()
+                series, images, part, batch_size=len(images), on_progress=common.print_progress()
             )
             summaries[optimizer_name, init_name] = results.summarise(rows)
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))

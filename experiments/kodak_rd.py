@@ -114,7 +114,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     note_provenance(folder)
     before = _num_rows(folder)
     rows = evaluate(
-        build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
+        build_codecs(config),
+        images,
+        folder,
+        batch_size=len(images),
+        on_progress=common.print_progress(),
     )
     if before == 0:  # this process fitted every batch, so the memory it took is theirs
         update_costs(folder, {"peak_memory_batch_gib": machine.peak_memory() / 2**30})
@@ -365,19 +369,6 @@ def draw(summaries: Sequence[Summary], path: Path, with_published: bool) -> None
 
 
 # ---------------------------------------------------------------------------- the command line
-
-
-def print_progress():
-    """Prints a line to stderr at every whole percent."""
-    start, shown = perf_counter(), -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        if 100 * done // total > shown:
-            shown = 100 * done // total
-            print(f"{shown} % after {(perf_counter() - start) / 60:.1f} min", file=sys.stderr)
-
-    return show
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments import activations, common
-from experiments.kodak_rd import ROOT, markdown, note_provenance, print_progress
+from experiments.kodak_rd import ROOT, markdown, note_provenance
 from experiments.optimizers import steps_to
 from inrjax import codecs, compare, fit, metatrain, overfit, plots, results, trees
 from inrjax.evaluate import evaluate, safe_name
@@ -113,7 +113,7 @@ def learn(config: Config, learner: Learner, pictures: Sequence[Image], folder: P
         return load_init(path)
     training = _training(config, config.width, learner.inner_steps)
     start = process_time()
-    init = metatrain.meta_train(training, learner.method, pictures, None, print_progress())
+    init = metatrain.meta_train(training, learner.method, pictures, None, common.print_progress())
     seconds = process_time() - start
     init = _with_prior(training, init, pictures)
     return _keep(path, replace(init, info={**init.info, "seconds": seconds}))
@@ -317,7 +317,7 @@ def measure(
     make = series if init.net.width == config.width else reference_series
     rows = evaluate(
         make(config, init, optimizer), images, part, batch_size=len(images),
-        on_progress=print_progress(),
+        on_progress=common.print_progress(),
     )  # fmt: skip
     return columns(rows, list(images))
 

@@ -31,9 +31,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import tyro
 
+from experiments import common
 from experiments.common import smoke_images
 from experiments.defaults import DB_PER_OCTAVE
-from experiments.kodak_rd import COIN_PUBLISHED, ROOT, markdown, print_progress
+from experiments.kodak_rd import COIN_PUBLISHED, ROOT, markdown
 from inrjax import bitstream, codecs, datasets, metrics, results, trees
 from inrjax.evaluate import evaluate, safe_name, stream_path
 from inrjax.images import coordinates, read_image, to_uint8
@@ -182,7 +183,7 @@ def measure(
     print(f"{folder.parent.name} {folder.name}: {method.name}, {rate:g}", flush=True)
     series = [case.make(method.at(rate), num_steps) for num_steps in steps]
     rows = evaluate(
-        series, images, part, batch_size=results.cpu_count(), on_progress=print_progress()
+        series, images, part, batch_size=results.cpu_count(), on_progress=common.print_progress()
     )
     return results.summarise(rows)
 

@@ -37,7 +37,6 @@ from experiments.kodak_rd import (
     ROOT,
     markdown,
     note_provenance,
-    print_progress,
     time_cli,
 )
 from inrjax import codecs, fit, grids, metrics, results
@@ -213,7 +212,7 @@ def measure_seeds(config: Config, images: Mapping[str, Image], folder: Path) -> 
             images,
             folder / f"seed={seed}",
             batch_size=len(images),
-            on_progress=print_progress(),
+            on_progress=common.print_progress(),
         )
     return rows
 

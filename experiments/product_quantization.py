@@ -17,7 +17,6 @@ Its interval is a bootstrap over images. ``--smoke``: one small crop.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +28,7 @@ import numpy as np
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, results, trees
 from inrjax.evaluate import evaluate, image_digest, row_stream_path
 from inrjax.init import packaged_init
@@ -151,22 +150,13 @@ Points = Sequence[tuple[int, float]]
 """(bytes, PSNR in dB) of one image under one family of codecs."""
 
 
-def at_bytes(points: Points, num_bytes: int) -> float | None:
-    """The PSNR of a curve at so many bytes: linear in the logarithm of bytes; None outside."""
-    ordered = sorted(points)
-    sizes = [size for size, _ in ordered]
-    if not sizes[0] <= num_bytes <= sizes[-1]:
-        return None
-    return float(np.interp(math.log(num_bytes), np.log(sizes), [psnr for _, psnr in ordered]))
-
-
 def score(
     rows: Mapping[str, RDPoint], curves: Sequence[Mapping[str, Points]], config: Config
 ) -> Score | None:
     """PSNR less that of the best of the curves at the same bytes; rows and curves by image."""
     gains = []
     for image, row in rows.items():
-        there = [at_bytes(curve[image], row.num_bytes) for curve in curves]
+        there = [common.psnr_at(curve[image], row.num_bytes) for curve in curves]
         known = [psnr for psnr in there if psnr is not None]
         if not known:
             return None
@@ -191,7 +181,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     rows = evaluate(
-        build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
+        build_codecs(config),
+        images,
+        folder,
+        batch_size=len(images),
+        on_progress=common.print_progress(),
     )
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
     results.write_text(folder / "table.md", table(config, rows, folder))

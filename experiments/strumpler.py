@@ -25,7 +25,7 @@ from typing import TypeAlias
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, compare, fit, optimizers, published, results
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, image_digest, read_digests, stream_path
@@ -96,7 +96,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     note_provenance(folder)
     series = build_series(config)
     chosen = [codec for curve in series.values() for codec in curve]
-    evaluate(chosen, images, folder, batch_size=len(images), on_progress=print_progress())
+    evaluate(chosen, images, folder, batch_size=len(images), on_progress=common.print_progress())
     results.write_json(folder / "side.json", side_bytes(chosen, images, folder))
     report(config, images, folder)
     return folder

@@ -7,7 +7,7 @@ Command, on an accelerator, which needs neither the range coder nor the command-
 and here: python -m experiments.strumpler_published measure --data DIR --input FOLDER
 Minutes: on one H200, on paper, 5 to 10 for each net of width 32 to 64 and 40 for width 128; days on
     2 cores. A stopped run goes on with the first net whose file is missing.
-Expected: results/strumpler_published/<config hash>/table.md.
+Expected: results/strumpler_published/<config hash>/table.md; fits.json names the fits' machines.
 
 ``fit`` writes the integers of all images, a file for each net; ``measure`` codes them into files,
 which another process decodes. The learned inits are the packaged ones of widths 24 to 64; the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -78,17 +79,18 @@ def build_codecs(config: Config) -> dict[tuple[str, int], Any]:
 
 
 def fit_all(config: Config, images: Mapping[str, Image], folder: Path) -> None:
-    """A file for each net; those that are there are kept."""
+    """A file for each net; those that are there are kept, ValueError if one is of other steps."""
     fit.use_every_core()
     folder.mkdir(parents=True, exist_ok=True)
     for (curve, width), codec in build_codecs(config).items():
         path = fitted_path(folder, curve, width)
         if path.exists():
+            load_fitted(codec, path)
             print(f"{path}: kept")
             continue
         print(f"{curve}, width {width}")
-        params = codec.fit([*images.values()], _progress("fit"))
-        quantized = codec.quantize([*images.values()], params, _progress("quantize"))
+        params = codec.fit([*images.values()], common.print_progress())
+        quantized = codec.quantize([*images.values()], params, common.print_progress())
         arrays = {
             f"{sha256(image.tobytes()).hexdigest()}/{part}/{leaf_path}": np.asarray(leaf)
             for image, coded in zip(images.values(), quantized, strict=True)
@@ -96,22 +98,17 @@ def fit_all(config: Config, images: Mapping[str, Image], folder: Path) -> None:
             for leaf_path, leaf in trees.leaves(tree)
         }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, setting=np.array(codec.setting), **arrays)  # pyright: ignore
+        arrays |= {
+            "setting": np.array(codec.setting),
+            "provenance": np.array(json.dumps(results.provenance(results.jax_device()))),
+        }
+        np.savez_compressed(buffer, **arrays)  # pyright: ignore
         trees.write_atomic(path, buffer.getvalue())
 
 
 def fitted_path(folder: Path, curve: str, width: int) -> Path:
     """Of the integers of all images under one net."""
     return folder / f"{curve.split(',')[0]}_{width:03d}.npz"
-
-
-def _progress(what: str) -> OnProgress:
-    def report(done: int, total: int) -> None:
-        print(
-            f"\r{what} {100 * done / total:5.1f} %", end="\n" if done == total else "", flush=True
-        )
-
-    return report
 
 
 # ---------------------------------------------------------------------------- measuring
@@ -152,7 +149,8 @@ def load_fitted(codec: Any, path: Path) -> Fitted:
 
 
 def measure(config: Config, images: Mapping[str, Image], fitted: Path, root: Path) -> Path:
-    """Files, rows.csv and table.md of the nets whose fits are there; returns the run folder."""
+    """Files, rows.csv and table.md of the nets whose fits are there, and fits.json, the provenance
+    of these; returns the run folder."""
     from experiments.kodak_rd import note_provenance
     from inrjax.evaluate import evaluate
 
@@ -165,6 +163,11 @@ def measure(config: Config, images: Mapping[str, Image], fitted: Path, root: Pat
         raise ValueError(f"{fitted} holds no fits: run fit --output {fitted} first")
     folder = results.run_folder(root, config)
     note_provenance(folder)
+    fits = {
+        f"{curve}, width {width}": json.loads(str(codec.arrays["provenance"]))
+        for (curve, width), codec in there.items()
+    }
+    results.write_json(folder / "fits.json", fits)
     rows = evaluate([*there.values()], images, folder, batch_size=len(images))
     results.write_text(folder / "table.md", table(config, there, rows))
     return folder
@@ -181,7 +184,7 @@ def table(config: Config, measured: Mapping[tuple[str, int], Any], rows: Sequenc
         s = summaries[codec.name, codec.setting]
         own = (point for point in published if point.method == PUBLISHED[curve])
         theirs = [(point.bpp, point.psnr_db) for point in own if point.psnr_db is not None]
-        at = published_psnr(theirs, s.bpp)
+        at = common.psnr_at(theirs, s.bpp)
         cells = ["-", "-"] if at is None else [f"{at:.2f}", f"{s.psnr - at:+.2f}"]
         lines.append(
             [curve, str(width), f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}", *cells]
@@ -198,14 +201,6 @@ def table(config: Config, measured: Mapping[tuple[str, int], Any], rows: Sequenc
         "files, decoded by another process; the published curve was not measured here, and is "
         "read linearly in log bpp, not beyond its ends.\n\n" + markdown(header, lines) + "\n"
     )
-
-
-def published_psnr(points: Sequence[tuple[float, float]], bpp: float) -> float | None:
-    """PSNR of a curve at a rate, linear in log bpp; None beyond its ends."""
-    rates, psnrs = zip(*sorted(points), strict=True)
-    if not rates[0] <= bpp <= rates[-1]:
-        return None
-    return float(np.interp(np.log(bpp), np.log(rates), psnrs))
 
 
 # ---------------------------------------------------------------------------- the command line

@@ -28,7 +28,7 @@ import tyro
 
 from experiments import common
 from experiments.figures import numbers
-from experiments.kodak_rd import ROOT, bd_rate_text, markdown, note_provenance, print_progress
+from experiments.kodak_rd import ROOT, bd_rate_text, markdown, note_provenance
 from inrjax import codecs, fit, plots, results
 from inrjax.codecs import classic, strumpler
 from inrjax.evaluate import evaluate, image_digest
@@ -118,7 +118,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     folder = results.run_folder(root, config)
     note_provenance(folder)
     rows = evaluate(
-        build_codecs(config), images, folder, batch_size=len(images), on_progress=print_progress()
+        build_codecs(config),
+        images,
+        folder,
+        batch_size=len(images),
+        on_progress=common.print_progress(),
     )
     summaries = results.summarise(rows)
     results.write_text(folder / "table.md", table(config, len(images), summaries))

@@ -20,8 +20,9 @@ from statistics import fmean
 
 import tyro
 
+from experiments import common
 from experiments.common import smoke_images
-from experiments.kodak_rd import ROOT, markdown, print_progress
+from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, datasets, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image
@@ -58,7 +59,9 @@ def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -
         )
         for width in config.widths
     ]  # fmt: skip
-    rows = evaluate(series, images, folder, batch_size=len(images), on_progress=print_progress())
+    rows = evaluate(
+        series, images, folder, batch_size=len(images), on_progress=common.print_progress()
+    )
     results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
     widths = {
         str(codec.width): {

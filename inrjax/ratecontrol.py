@@ -34,7 +34,7 @@ the least of a width and the most of the next narrower one, and below the least 
 
 _MAX_WIDTHS = 3  # fits of a picture
 _MAX_REFINEMENTS = 10
-_MAX_STEEP_REFINEMENTS = 16  # where PSNR moves by 0.3 dB by chance from a slope to the next
+_MAX_STEEP_REFINEMENTS = 16  # where PSNR may move by 0.3 dB from a slope to the very next
 _REFINE_SHARE = 0.1  # steps of a refinement, of those of a fit
 _MIN_REFINE_STEPS = 50
 _PROBE_SHARE = 0.25  # steps of the fit that a PSNR is predicted from
@@ -287,8 +287,8 @@ class _Search:
         self.fits: dict[int, _Fit] = {}
         self.files: list[Measured] = []
         self.tried: dict[int, list[float]] = {}
-        """The excess of every file of a width whose slopes were tried, in that order."""
-        self._too_large: dict[int, float] = {}  # the excess at the last of `SLOPES`, by width
+        """The excess of every file of a width whose slopes were tried; widths and files in the
+        order of the search."""
 
     def probe(self, width: int) -> float:
         """PSNR in dB of a short fit."""
@@ -343,8 +343,6 @@ class _Search:
                 (a, fa), (b, fb) = too_large, too_small
                 at = a + (b - a) * fa / (fa - fb)
             elif at == (high if excess > 0 else low):
-                if excess > 0:
-                    self._too_large[width] = excess
                 return
             else:
                 # A little further than the line says, so that the other side is found soon.
@@ -352,12 +350,13 @@ class _Search:
 
     def try_steep_slopes(self) -> None:
         """Beyond `SLOPES`, by the same rule: the narrowest width whose files are all too large."""
-        if not self._too_large:
+        all_too_large = [width for width, excesses in self.tried.items() if min(excesses) > 0]
+        if not all_too_large:
             return
-        width = min(self._too_large)
+        width = min(all_too_large)
         base = self.fits[width]
         # As little as it takes for the rule not to be led astray by a picture that fell apart.
-        a, too_large = math.log2(SLOPES[1]), min(1.0, self._too_large[width])
+        a, too_large = math.log2(SLOPES[1]), min(1.0, self.tried[width][-1])
         b, too_small = math.log2(STEEPEST), -1.0
         for _ in range(_MAX_STEEP_REFINEMENTS):
             at = a + (b - a) * too_large / (too_large - too_small)

@@ -130,12 +130,12 @@ def test_product_quantization_smoke(tmp_path: Path) -> None:
 
 
 def test_a_score_is_read_off_the_curve_and_nothing_is_extended() -> None:
-    from experiments.product_quantization import at_bytes
+    from experiments.common import psnr_at
 
     curve = [(400, 30.0), (100, 20.0), (200, 26.0)]
-    assert at_bytes(curve, 200) == pytest.approx(26.0)
-    assert at_bytes(curve, 283) == pytest.approx(28.0, abs=0.01)  # half an octave on
-    assert at_bytes(curve, 99) is None and at_bytes(curve, 401) is None
+    assert psnr_at(curve, 200) == pytest.approx(26.0)
+    assert psnr_at(curve, 283) == pytest.approx(28.0, abs=0.01)  # half an octave on
+    assert psnr_at(curve, 99) is None and psnr_at(curve, 401) is None
 
 
 def test_coinpp_smoke(tmp_path: Path) -> None:
@@ -405,10 +405,10 @@ def test_strumpler_as_published_is_fitted_in_one_place_and_measured_in_another(
 
     folder = experiment.smoke(tmp_path)
     [row] = results.read_rows(folder / "rows.csv")
-    assert (
-        row.codec == "strumpler-basic"
-        and "| basic, 8 bit | 8 | " in (folder / "table.md").read_text()
-    )
+    assert row.codec == "strumpler-basic"
+    assert "| basic, 8 bit | 8 | " in (folder / "table.md").read_text()
+    [(net, fitted)] = json.loads((folder / "fits.json").read_text()).items()
+    assert net == "basic, 8 bit, width 8" and fitted["versions"]["jax"]
     # The files are those that the codec writes without a stop between.
     [(_, image), *_] = experiment.common.smoke_images().items()
     [codec] = experiment.build_codecs(experiment.SMOKE).values()
@@ -416,17 +416,9 @@ def test_strumpler_as_published_is_fitted_in_one_place_and_measured_in_another(
     assert stream.read_bytes() == codec.encode([image])[0]
     path = experiment.fitted_path(tmp_path / "fitted", "basic, 8 bit", 8)
     with pytest.raises(ValueError, match="fit into another folder"):
-        experiment.load_fitted(replace(codec, num_steps=5), path)
+        experiment.fit_all(replace(experiment.SMOKE, num_steps=5), {"": image}, path.parent)
     with pytest.raises(ValueError, match="fit them first"):
         experiment.load_fitted(codec, path).encode([image[:40]])
-
-
-def test_a_published_curve_is_read_between_its_points_alone() -> None:
-    from experiments.strumpler_published import published_psnr
-
-    curve = [(0.4, 30.0), (0.1, 26.0)]
-    assert published_psnr(curve, 0.2) == pytest.approx(28.0)
-    assert published_psnr(curve, 0.09) is None and published_psnr(curve, 0.41) is None
 
 
 def test_what_the_guided_fuzzer_prints_is_read_or_it_did_not_end() -> None:
