@@ -16,7 +16,6 @@ without VVC, on small crops of packaged photographs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +112,11 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
 
 
 def note_provenance(folder: Path) -> None:
-    """Add this process to provenance.json before anything is measured, with the versions of the
-    libraries that write the bytes: a resumed run lists all."""
+    """Add this process to provenance.json, before anything is measured, with the versions of the
+    libraries that write the bytes."""
     record = results.provenance("cpu")
     record["versions"] |= modern.library_versions() | vvc.library_versions()
-    path = folder / "provenance.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
-    results.write_json(path, [*earlier, record])
+    results.note_provenance(folder, record)
 
 
 def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:

@@ -7,7 +7,7 @@ Command, on an accelerator, which needs neither the range coder nor the command-
 and here: python -m experiments.coin_published measure --data DIR --input coin_30_5.npz
 Minutes: on one H200, on paper, 2 with --fused and 7 without, for 5x30; a day on 2 cores. Which is
 faster and whether it loses anything is measured by `experiments.benchmark_gpu`; run that first.
-Expected: a table of measured and published bpp and PSNR.
+Expected: a table of measured and published bpp and PSNR, and where the fits were made.
 
 ``fit`` writes the fitted params of all images; ``measure`` packs them into files, decodes those in
 another process and takes PSNR. ``--smoke`` does both on small crops, in a few steps.
@@ -16,6 +16,7 @@ another process and takes PSNR. ``--smoke`` does both on small crops, in a few s
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import jax
 import numpy as np
 
 from experiments.common import print_progress
-from inrjax import fit, optimizers, overfit, trees
+from inrjax import fit, optimizers, overfit, results, trees
 from inrjax.images import read_image
 from inrjax.nets import fused
 from inrjax.nets.siren import Siren
@@ -51,7 +52,8 @@ class Config:
 
 
 def fit_images(config: Config, images: Mapping[str, Image]) -> dict[str, np.ndarray]:
-    """Fitted params as arrays "image/layer_00/weight", and the config's fields."""
+    """Fitted params as arrays "image/layer_00/weight", the config's fields, and where they were
+    made."""
     sizes = [image.shape[0] * image.shape[1] for image in images.values()]
     num_tiles = max(-(-size // config.tile) for size in sizes)
     tiling = fit.Tiling(config.tile, num_tiles)
@@ -73,11 +75,15 @@ def fit_images(config: Config, images: Mapping[str, Image]) -> dict[str, np.ndar
         for name, result in zip(images, fitted, strict=True)
         for path, leaf in trees.leaves(result.params)
     }
-    return flat | {"shape": np.array([config.width, config.depth, config.num_steps, config.seed])}
+    return flat | {
+        "shape": np.array([config.width, config.depth, config.num_steps, config.seed]),
+        "provenance": np.array(json.dumps(results.provenance(results.jax_device()))),
+    }
 
 
 def measure(fitted: Mapping[str, np.ndarray], images: Mapping[str, Image]) -> str:
-    """Pack, decode in another process, and compare with the published point."""
+    """Pack, decode in another process, and compare with the published point; says where the fits
+    were made."""
     from experiments.kodak_rd import COIN_PUBLISHED, markdown
     from inrjax import codecs, metrics
     from inrjax.evaluate import decode_in_process
@@ -108,7 +114,9 @@ def measure(fitted: Mapping[str, np.ndarray], images: Mapping[str, Image]) -> st
         f"{depth}x{width}", str(num_steps), str(len(images)), f"{np.mean(bpps):.4f}",
         f"{np.mean(psnrs):.2f}", f"{published[0]:.4f}", f"{published[1]:.2f}",
     ]  # fmt: skip
-    return markdown(header, [line])
+    made = json.loads(str(fitted["provenance"]))
+    where = f"Fitted on {made['device']}, {made['date']}, commit {made['commit']}."
+    return f"{markdown(header, [line])}\n\n{where}"
 
 
 def _params_of(fitted: Mapping[str, np.ndarray], name: str):

@@ -134,10 +134,8 @@ def with_inits(config: Config) -> Config:
 
 
 def note_provenance(folder: Path) -> None:
-    """Add this process to provenance.json before anything is measured: a resumed run lists all."""
-    path = folder / "provenance.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
-    results.write_json(path, [*earlier, results.provenance(results.jax_device())])
+    """Add this process to provenance.json, before anything is measured."""
+    results.note_provenance(folder, results.provenance(results.jax_device()))
 
 
 def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:

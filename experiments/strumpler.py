@@ -25,7 +25,7 @@ from typing import TypeAlias
 import tyro
 
 from experiments import common
-from experiments.kodak_rd import ROOT, markdown
+from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, compare, fit, optimizers, published, results
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, image_digest, read_digests, stream_path
@@ -100,13 +100,6 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     results.write_json(folder / "side.json", side_bytes(chosen, images, folder))
     report(config, images, folder)
     return folder
-
-
-def note_provenance(folder: Path) -> None:
-    """Add this process to provenance.json before anything is measured: a resumed run lists all."""
-    path = folder / "provenance.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
-    results.write_json(path, [*earlier, results.provenance(results.jax_device())])
 
 
 def side_bytes(

@@ -146,6 +146,13 @@ def provenance(device: str | None = None) -> dict[str, Any]:
     }
 
 
+def note_provenance(folder: Path, record: Mapping[str, Any]) -> None:
+    """Add a `provenance` to the list in the folder's provenance.json: a resumed run has several."""
+    path = folder / "provenance.json"
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
+    write_json(path, [*earlier, record])
+
+
 def jax_device() -> str:
     """JAX's default device, as ``cpu`` or ``gpu: NVIDIA H100``. Imports JAX and starts it."""
     import jax

@@ -436,7 +436,9 @@ def test_what_the_guided_fuzzer_prints_is_read_or_it_did_not_end() -> None:
 def test_coin_published_smoke() -> None:
     from experiments import coin_published
 
-    assert coin_published.smoke().splitlines()[-1].startswith("| 2x8 | 4 | 1 |")
+    *_, line, _, where = coin_published.smoke().splitlines()
+    assert line.startswith("| 2x8 | 4 | 1 |")
+    assert where.startswith("Fitted on cpu, 20")
 
 
 def test_train_inits_smoke(
