@@ -91,7 +91,7 @@ class Config:
     optimizers: tuple[Adam | Muon, ...] = OPTIMIZERS
     points_per_step: int = 1024
     size: int = 256
-    num_images: int = 12
+    num_images: int = 24
     seed: int = 0
     images: str = "cid22, held back"
 
