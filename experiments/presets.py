@@ -1,8 +1,9 @@
 """What do the presets of `inrjax encode` cost, and how far do files scatter with the seed?
 
 Claim: on 2 cores a 768x512 picture takes at most 20 s at ``--preset fast``, 60 s by default and
-120 s at the widest net, whole commands. Tested, and true of LatentGrid alone: other seeds move a
-picture's PSNR by less than 0.1 dB and its bytes by less than 1 % (one standard deviation).
+120 s at the widest net, whole commands, and a curve of five widths at most 3 times its widest.
+Tested, and true of LatentGrid alone: other seeds move a picture's PSNR by less than 0.1 dB and its
+bytes by less than 1 % (one standard deviation).
 Command: python -m experiments.presets --data DIR    (DIR holds cid22/; or set INRJAX_DATA), or
     with --presets fast default, without the slowest of the commands
 Minutes: 9 on 2 idle cores. A stopped run goes on: rows that exist are kept.
@@ -52,7 +53,10 @@ LIMITS: Mapping[str, float] = {"fast": 20.0, "default": 60.0}
 """Seconds at most at width `Config.width`, by preset."""
 
 WIDE_LIMIT = 120.0
-"""Seconds at most of the default preset at width `Config.wide`."""
+"""Seconds at most of the default preset at the widest net."""
+
+CURVE_LIMIT = 3.0
+"""Times the seconds of its widest net that a curve may take at most."""
 
 LIMIT_CORES = 2
 """Cores that the limits are for."""
@@ -60,11 +64,12 @@ LIMIT_CORES = 2
 
 @dataclass(frozen=True)
 class Config:
-    """What is measured. ``size``: (height, width) of the picture; ``num_steps``: None for those of
-    the presets; ``init``, ``base``: digests of the packaged ones, filled in when it runs."""
+    """What is measured. ``curve_widths``: of the default preset, ``width`` among them; ``size``:
+    (height, width) of the picture; ``num_steps``: None for those of the presets; ``init``,
+    ``base``: digests of the packaged ones, filled in when it runs."""
 
     width: int = 32
-    wide: int = max(codecs.inr.WIDTHS)
+    curve_widths: tuple[int, ...] = codecs.inr.WIDTHS[-5:]
     grid_step: int = 31
     size: tuple[int, int] = (512, 768)
     num_decodes: int = 3
@@ -124,25 +129,29 @@ class Asked(NamedTuple):
     limit: float | None
 
 
-def commands_of(config: Config, chosen: Sequence[Preset]) -> dict[str, Asked]:
-    """Name -> what is asked: the chosen presets at ``width``, ``default`` at ``wide`` too, and
-    LatentGrid."""
+def siren_name(preset: Preset, width: int) -> str:
+    """The command of MetaSiren, as a row names it."""
+    return f"meta-siren, {preset}, width {width}"
 
-    def siren(preset: str, width: int, limit: float | None) -> Asked:
+
+def commands_of(config: Config, chosen: Sequence[Preset]) -> dict[str, Asked]:
+    """Name -> what is asked: the chosen presets at ``width``, ``default`` at all widths of the
+    curve, and LatentGrid."""
+
+    def siren(preset: Preset, width: int, limit: float | None) -> Asked:
         steps = (
             ("--preset", preset) if config.num_steps is None else ("--steps", str(config.num_steps))
         )
         return Asked((*steps, "--width", str(width)), limit)
 
     asked = {
-        f"meta-siren, {preset}, width {config.width}": siren(
-            preset, config.width, LIMITS.get(preset)
-        )
+        siren_name(preset, config.width): siren(preset, config.width, LIMITS.get(preset))
         for preset in chosen
     }
     if "default" in chosen:
-        name = f"meta-siren, default, width {config.wide}"
-        asked[name] = siren("default", config.wide, WIDE_LIMIT)
+        limits = {config.width: LIMITS["default"], max(config.curve_widths): WIDE_LIMIT}
+        for width in config.curve_widths:
+            asked[siren_name("default", width)] = siren("default", width, limits.get(width))
     grid = ("--codec", "latent-grid", "--step", str(config.grid_step))
     return asked | {f"latent-grid, step {config.grid_step}": Asked(grid, None)}
 
@@ -261,6 +270,7 @@ def table(config: Config, commands: Sequence[Command], rows: Sequence[RDPoint]) 
         "run), and with the programs that it left, which the limit is for; `decode`, median of "
         f"{config.num_decodes}. Limits are for {LIMIT_CORES} cores.",
         _commands(config, commands),
+        curve_text(config, commands),
         f"## Seeds {seeds}, {images} images ({config.images})",
         "Means over images and seeds. sd: standard deviation over the seeds (n - 1), pooled over "
         "the images; range: the largest of an image; sd of the mean: of the mean of all images, "
@@ -293,6 +303,22 @@ def _commands(config: Config, commands: Sequence[Command]) -> str:
         "bpp", "PSNR dB", "same bytes twice",
     ]  # fmt: skip
     return markdown(header, lines)
+
+
+def curve_text(config: Config, commands: Sequence[Command]) -> str:
+    """What the curve of the default preset costs beside its widest net."""
+    by_name = {row.name: row.encode_seconds for row in commands}
+    seconds = [by_name.get(siren_name("default", width)) for width in config.curve_widths]
+    known = [each for each in seconds if each is not None]
+    if len(known) < len(seconds):
+        return "The curve of the default preset was not measured."
+    ratio = sum(known) / known[config.curve_widths.index(max(config.curve_widths))]
+    answer = "yes" if ratio <= CURVE_LIMIT else "no"
+    return (
+        f"A curve of widths {', '.join(map(str, config.curve_widths))}, each encoded by itself: "
+        f"{sum(known):.0f} s, {ratio:.2f} times its widest. At most {CURVE_LIMIT:g} times: "
+        f"{answer}."
+    )
 
 
 def _within(row: Command, limit: float | None) -> str:

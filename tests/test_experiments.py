@@ -207,7 +207,6 @@ def test_strumpler_compares_with_jpeg_and_with_the_published_curves(
     data_root: Path, tmp_path: Path
 ) -> None:
     """The committed JPEG rows of Kodak, under another name, beside the JPEG rows themselves."""
-    from dataclasses import replace
 
     from experiments import strumpler
     from inrjax.images import read_image
@@ -627,7 +626,7 @@ def test_presets_smoke(tmp_path: Path) -> None:
         assert row.bpp == 8 * row.num_bytes / (48 * 64) and 5 < row.psnr < 60 and row.repeats
         assert min(row.first_seconds, row.encode_seconds, row.decode_seconds) > 0
     table = (folder / "table.md").read_text("utf-8")
-    assert table.count("| not measured |") == 3 and "images whose files are equal" in table
+    assert table.count("| not measured |") == 6 and "images whose files are equal" in table
     for seed in presets.SMOKE.seeds:
         measured = results.read_rows(folder / f"seed={seed}" / "rows.csv")
         assert [row.codec for row in measured] == ["meta-siren", "latent-grid"]
@@ -649,6 +648,22 @@ def test_scatter_of_known_numbers() -> None:
     assert found.of_mean == pytest.approx(2)
     assert presets.scatter([[5.0, 5.0], [7.0, 7.0]]) == (0, 0, 0)
     assert presets.in_percent([[99.0, 101.0], [2.0, 6.0]]) == [[99, 101], [50, 150]]
+
+
+def test_a_curve_costs_the_sum_of_its_widths() -> None:
+    from experiments import presets
+
+    config = replace(presets.SMOKE, curve_widths=(24, 32))
+    rows = [
+        presets.Command(presets.siren_name("default", width), 2, 99.0, seconds, 1, 10, 1, 1, 1, "")
+        for width, seconds in ((24, 8.0), (32, 4.0))
+    ]
+    assert "12 s, 3.00 times its widest. At most 3 times: yes." in presets.curve_text(config, rows)
+    slower = [rows[0]._replace(encode_seconds=8.1), rows[1]]
+    assert presets.curve_text(config, slower).endswith(
+        "3.02 times its widest. At most 3 times: no."
+    )
+    assert "not measured" in presets.curve_text(config, rows[1:])
 
 
 def test_a_limit_is_judged_by_the_run_with_kept_programs() -> None:
