@@ -71,6 +71,7 @@ class Variant:
     """Points of a tile; None for all of an image."""
 
 
+@optimizers.traced("optimizer", "num_steps", "window")
 @dataclass(frozen=True, kw_only=True)
 class VariantPlan(overfit.PlainPlan):
     """`PlainPlan` by a given `TileLoss`."""

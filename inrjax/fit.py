@@ -66,15 +66,18 @@ def advance(
     loss_fn: LossFn,
     state: FitState,
     optimizer: optax.GradientTransformation,
-    num_steps: int,
-    window: int,
+    num_steps: Any,
+    window: Any,
     key: jax.Array,
-    snapshots_from: int = 0,
+    snapshots_from: Any = 0,
 ) -> tuple[FitState, jax.Array]:
     """Run ``num_steps`` more steps; returns the state and their losses (num_steps,).
 
-    ``window``: a snapshot is compared by the mean loss over this many steps. 1 is COIN's rule
-    for full-image steps; for pixel subsets, take the steps of an epoch. Snapshots before step
+    If ``num_steps`` is traced, it is at most CHUNK_STEPS, and the losses are (CHUNK_STEPS,), of
+    which the others are 0.
+
+    ``window``: a snapshot is compared by the mean loss over this many steps. 1 is COIN's rule for
+    full-image steps; for pixel subsets, take the steps of an epoch. Snapshots before step
     ``snapshots_from`` do not count: for a loss that changes its meaning there. Chunks of any
     sizes give the same result as one: the key of a step depends on ``key`` and its number only.
     """
@@ -103,7 +106,14 @@ def advance(
             finite=finite,
         ), loss
 
-    return jax.lax.scan(step, state, length=num_steps)
+    if isinstance(num_steps, int):
+        return jax.lax.scan(step, state, length=num_steps)
+
+    def numbered(i: Any, carry: tuple[FitState, jax.Array]) -> tuple[FitState, jax.Array]:
+        state, loss = step(carry[0], None)
+        return state, carry[1].at[i].set(loss)
+
+    return jax.lax.fori_loop(0, num_steps, numbered, (state, jnp.zeros(CHUNK_STEPS)))
 
 
 def fit(
@@ -355,14 +365,15 @@ def use_every_core() -> None:
 
 
 class Plan(Protocol):
-    """How to fit one datum, as a hashable static value: equal plans share one compilation.
+    """How to fit one datum: a pytree. Plans that differ in leaves alone share one compilation.
 
-    ``shared`` is a pytree that all data of a batch see (an init, a random key), ``datum`` one
-    item. Both methods are pure and traced.
+    A dataclass under `jax.tree_util.register_dataclass`, whose numbers that no shape depends on are
+    leaves: within its methods they are traced. ``shared`` is a pytree that all data of a batch see
+    (an init, a random key), ``datum`` one item. Both methods are pure.
     """
 
     @property
-    def num_steps(self) -> int:
+    def num_steps(self) -> Any:
         """Steps of a whole fit."""
         ...
 
@@ -371,11 +382,11 @@ class Plan(Protocol):
         ...
 
     def advance(
-        self, shared: Any, datum: Any, state: FitState, num_steps: int, axis: str | None
+        self, shared: Any, datum: Any, state: FitState, num_steps: Any, axis: str | None
     ) -> tuple[FitState, jax.Array]:
-        """``num_steps`` (static) more steps, and their losses. ``axis``: a mesh axis whose devices
-        share the work of this datum, to be passed on to `tiled_mse`; None for a device of its own.
-        """
+        """``num_steps`` (traced) more steps, and their losses, as `advance` gives them. ``axis``: a
+        mesh axis whose devices share the work of this datum, to be passed on to `tiled_mse`; None
+        for a device of its own."""
         ...
 
 
@@ -452,18 +463,18 @@ def _fit_group(plan, shared, group, layout: _Layout, on_progress: OnProgress):
     shared = jax.device_put(shared, jax.NamedSharding(layout.mesh, jax.P()))
     active = jax.device_put(np.arange(layout.size) < len(group), by_datum)
     _, advance_group = _programs(layout.mesh.devices.flat[0].platform)
-    chunks, losses = _chunks(plan.num_steps), []
-    state = _start(plan, layout, chunks[0][1], shared, (active, stacked))
-    for done, steps in chunks:
-        state, chunk_losses = advance_group(plan, layout, steps, shared, (active, stacked), state)
-        losses.append(np.asarray(chunk_losses))
+    losses = []
+    state = _start(plan, layout, shared, (active, stacked))
+    for done, steps in _chunks(plan.num_steps):
+        state, chunk_losses = advance_group(layout, (plan, shared), steps, (active, stacked), state)
+        losses.append(np.asarray(chunk_losses)[..., :steps])
         on_progress(done + steps, plan.num_steps)
     result = FitResult(state.best_params, np.concatenate(losses, axis=-1), state.finite)
     host = jax.tree.map(np.asarray, result)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(len(group))]
 
 
-def _start(plan, layout: _Layout, num_steps: int, shared, data):
+def _start(plan, layout: _Layout, shared, data):
     """The states before the first step. Both programs of a fit are compiled at the same time:
     XLA works beside Python, and takes seconds for the one that advances. Where they are compiled
     already, this costs milliseconds."""
@@ -474,22 +485,19 @@ def _start(plan, layout: _Layout, num_steps: int, shared, data):
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=by_datum, weak_type=leaf.weak_type
         ),
-        start_group.eval_shape(plan, layout, shared, data[1]),
+        start_group.eval_shape(layout, (plan, shared), data[1]),
     )
     with ThreadPoolExecutor(1) as pool:
-        advancing = advance_group.lower(plan, layout, num_steps, shared, data, states)
+        advancing = advance_group.lower(layout, (plan, shared), CHUNK_STEPS, data, states)
         compiled = pool.submit(advancing.compile)
-        started = start_group(plan, layout, shared, data[1])
+        started = start_group(layout, (plan, shared), data[1])
         compiled.result()
     return started
 
 
 def _chunks(num_steps: int) -> list[tuple[int, int]]:
-    """(steps done, steps to do): chunks of one size, so that they share one compilation; if no
-    size from CHUNK_STEPS/2 to CHUNK_STEPS divides num_steps, one shorter chunk ends the list."""
-    sizes = range(min(CHUNK_STEPS, num_steps), CHUNK_STEPS // 2, -1)
-    size = next((s for s in sizes if num_steps % s == 0), min(CHUNK_STEPS, num_steps))
-    return [(done, min(size, num_steps - done)) for done in range(0, num_steps, size)]
+    """(steps done, steps to do) of each chunk."""
+    return [(done, min(CHUNK_STEPS, num_steps - done)) for done in range(0, num_steps, CHUNK_STEPS)]
 
 
 @cache
@@ -520,43 +528,47 @@ def compiler_options(platform: str) -> dict[str, Any]:
 def _programs(platform: str):
     options = compiler_options(platform)
     return (
-        jax.jit(_start_group, static_argnums=(0, 1), compiler_options=options),
-        jax.jit(
-            _advance_group, static_argnums=(0, 1, 2), donate_argnums=(5,), compiler_options=options
-        ),
+        jax.jit(_start_group, static_argnums=0, compiler_options=options),
+        jax.jit(_advance_group, static_argnums=0, donate_argnums=4, compiler_options=options),
     )
 
 
-def _start_group(plan, layout: _Layout, shared, data):
-    def on_device(shared, own):
+# ``common``: a plan and what it calls shared.
+
+
+def _start_group(layout: _Layout, common, data):
+    def on_device(common, own):
+        plan, shared = common
         return jax.lax.map(lambda datum: plan.start(shared, datum), own, batch_size=layout.at_once)
 
-    return _per_device(on_device, layout.mesh, 1)(shared, data)
+    return _per_device(on_device, layout.mesh, 1, 1)(common, data)
 
 
-def _advance_group(plan, layout: _Layout, num_steps, shared, data, states):
-    def on_device(shared, own, states):
+def _advance_group(layout: _Layout, common, num_steps, data, states):
+    def on_device(common, num_steps, own, states):
+        plan, shared = common
+
         def advance_one(args):
             (active, datum), state = args
             return jax.lax.cond(
                 active,
                 lambda: plan.advance(shared, datum, state, num_steps, layout.axis),
-                lambda: (state, jnp.zeros(num_steps)),
+                lambda: (state, jnp.zeros(CHUNK_STEPS)),
             )
 
         return jax.lax.map(advance_one, (own, states), batch_size=layout.at_once)
 
-    return _per_device(on_device, layout.mesh, 2)(shared, data, states)
+    return _per_device(on_device, layout.mesh, 2, 2)(common, num_steps, data, states)
 
 
 # check_vma=False: every value that is differentiated belongs to one datum, so that no sum over
 # devices may be added to a gradient.
-def _per_device(function, mesh, num_sharded: int):
+def _per_device(function, mesh, num_common: int, num_sharded: int):
     by_datum = jax.P("data")
     return jax.shard_map(
         function,
         mesh=mesh,
-        in_specs=(jax.P(), *[by_datum] * num_sharded),
+        in_specs=(*[jax.P()] * num_common, *[by_datum] * num_sharded),
         out_specs=by_datum,
         check_vma=False,
     )

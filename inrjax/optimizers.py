@@ -1,24 +1,58 @@
-"""What a fit steps with: hashable choices of an optimiser, each built for a number of steps."""
+"""What a fit steps with: choices of an optimiser, each built for a number of steps.
+
+A choice is a pytree whose leaves are its rates: under `jax.jit` they, and the number of steps, may
+be traced, so that fits of any rates and lengths share one compiled program.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+T = TypeVar("T")
+
+Number: TypeAlias = Any
+"""A Python number, or a traced scalar."""
+
+
+def traced(*names: str) -> Callable[[type[T]], type[T]]:
+    """Make a dataclass a pytree whose leaves are the fields of these names; the others must be
+    hashable, and are compiled into the programs that take it."""
+
+    def register(cls: type[T]) -> type[T]:
+        others = [field.name for field in fields(cls) if field.name not in names]  # pyright: ignore
+        return jax.tree_util.register_dataclass(cls, names, others)
+
+    return register
+
+
+def cosine_decay(learning_rate: Number, num_steps: Number, final: Number = 0.0) -> optax.Schedule:
+    """From ``learning_rate`` to ``final`` times it along half a cosine, constant after that.
+
+    As optax's, which looks at its arguments in Python and so takes no traced ones.
+    """
+
+    def schedule(count: Any) -> Any:
+        decay = (1 + jnp.cos(jnp.pi * jnp.minimum(count, num_steps) / num_steps)) / 2
+        return learning_rate * ((1 - final) * decay + final)
+
+    return schedule
+
 
 class Optimizer(Protocol):
-    """A hashable choice of an optax optimiser, built for a number of steps."""
+    """A choice of an optax optimiser, built for a number of steps, which may be traced."""
 
     @property
     def learning_rate(self) -> float:
         """Its highest learning rate, a field that `dataclasses.replace` can lower."""
         ...
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
+    def build(self, num_steps: Number) -> optax.GradientTransformation:
         """The optimiser with its schedule."""
         ...
 
@@ -28,6 +62,7 @@ class Optimizer(Protocol):
 _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
+@traced("learning_rate")
 @dataclass(frozen=True)
 class Muon:
     """Muon (Jordan et al. 2024) for weight matrices and Adam for the rest, both on a cosine decay
@@ -35,12 +70,13 @@ class Muon:
 
     learning_rate: float
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
+    def build(self, num_steps: Number) -> optax.GradientTransformation:
         """The optimiser for a fit of this many steps."""
-        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        rate = cosine_decay(self.learning_rate, num_steps)
         return optax.contrib.muon(rate, adam_learning_rate=rate, ns_coeffs=_NEWTON_SCHULZ)
 
 
+@traced("learning_rate", "final")
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma and Ba 2015), on a cosine decay to ``final`` times its rate: 1 is the constant
@@ -49,13 +85,12 @@ class Adam:
     learning_rate: float
     final: float = 1.0
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
+    def build(self, num_steps: Number) -> optax.GradientTransformation:
         """The optimiser for a fit of this many steps."""
-        return optax.adam(
-            optax.cosine_decay_schedule(self.learning_rate, num_steps, alpha=self.final)
-        )
+        return optax.adam(cosine_decay(self.learning_rate, num_steps, self.final))
 
 
+@traced("learning_rate")
 @dataclass(frozen=True)
 class PlateauAdam:
     """Adam at a rate that is halved whenever the loss has stopped falling: Strümpler et al. 2022.
@@ -71,7 +106,7 @@ class PlateauAdam:
     average: int = 1
     warmup: int = 0
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
+    def build(self, num_steps: Number) -> optax.GradientTransformation:
         """The optimiser; its schedule does not depend on the number of steps."""
         rising = optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup))
         halving = optax.contrib.reduce_on_plateau(
@@ -83,6 +118,7 @@ class PlateauAdam:
         return optax.chain(optax.adam(rising if self.warmup else self.learning_rate), halving)
 
 
+@traced("learning_rate")
 @dataclass(frozen=True)
 class Soap:
     """SOAP (Vyas et al. 2024, arXiv:2409.11321) for weight matrices and Adam for the rest, both on
@@ -94,9 +130,9 @@ class Soap:
     learning_rate: float
     refresh: int = 10
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
+    def build(self, num_steps: Number) -> optax.GradientTransformation:
         """The optimiser for a fit of this many steps."""
-        rate = optax.cosine_decay_schedule(self.learning_rate, num_steps)
+        rate = cosine_decay(self.learning_rate, num_steps)
         soap = optax.chain(scale_by_soap(refresh=self.refresh), optax.scale_by_learning_rate(rate))
         return optax.partition({"matrix": soap, "rest": optax.adam(rate)}, _labels)
 

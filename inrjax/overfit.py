@@ -19,7 +19,7 @@ from inrjax.images import coordinates
 from inrjax.init import Init
 from inrjax.nets import fused
 from inrjax.nets.siren import Siren
-from inrjax.optimizers import Optimizer
+from inrjax.optimizers import Number, Optimizer, cosine_decay, traced
 from inrjax.types import Image, OnProgress, Params
 
 
@@ -47,6 +47,7 @@ def _image_mse(
     return 0.25 * jnp.asarray(fit.tiled_mse(tile_loss, params, points, tiles, piece, axis))
 
 
+@traced("optimizer", "num_steps", "window")
 @dataclass(frozen=True)
 class PlainPlan:
     """Distortion alone, from a random init: COIN (Dupont et al. 2021, arXiv:2103.03123).
@@ -57,9 +58,9 @@ class PlainPlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
-    window: int
+    window: Number
     kernel: fused.Kernel | None = None
     """The fused kernel, for a GPU; None for plain XLA."""
 
@@ -73,7 +74,7 @@ class PlainPlan:
         shared: jax.Array,
         datum: Points,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
@@ -107,6 +108,7 @@ def init_shared(init: Init, key: jax.Array) -> InitShared:
     return InitShared(as_float32(init.params), rates, key)
 
 
+@traced("optimizer", "num_steps", "window")
 @dataclass(frozen=True)
 class InitPlan:
     """A fit from given params, and the inner steps before it if there are rates.
@@ -117,9 +119,9 @@ class InitPlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
-    window: int
+    window: Number
     loss: Callable[[Siren, Params, Any, Points, jax.Array, str | None], jax.Array]
     """Of (net, params, shared, points, tiles, axis). A function of a module: equal plans, which
     share one compilation, have the same one."""
@@ -134,7 +136,7 @@ class InitPlan:
         shared: InitShared | Origin,
         datum: Points,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
@@ -175,6 +177,7 @@ class ProductDatum(NamedTuple):
     steps: Any
 
 
+@traced("optimizer", "num_steps", "window")
 @dataclass(frozen=True)
 class ProductPlan:
     """Centroids, and the tensors that have none, tuned to the image's mse; indices stay.
@@ -186,9 +189,9 @@ class ProductPlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
-    window: int
+    window: Number
 
     def start(self, shared: tuple[Params, jax.Array], datum: ProductDatum) -> FitState:
         """The state before the first step."""
@@ -199,7 +202,7 @@ class ProductPlan:
         shared: tuple[Params, jax.Array],
         datum: ProductDatum,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
@@ -266,6 +269,7 @@ INITIAL_STEP = 2.0**-9
 """Step size that every tensor starts from; the fit learns its own."""
 
 
+@traced("optimizer", "num_steps", "window", "rounded_share")
 @dataclass(frozen=True)
 class RatePlan:
     """Distortion and rate together, through a stand-in for quantisation.
@@ -280,15 +284,16 @@ class RatePlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
-    window: int
+    window: Number
     rounded_share: float = 0.05
 
     @property
-    def noisy_steps(self) -> int:
+    def noisy_steps(self) -> Number:
         """Steps with noise; the others round."""
-        return self.num_steps - max(1, round(self.rounded_share * self.num_steps))
+        rounded = jnp.round(self.rounded_share * self.num_steps).astype(jnp.int32)
+        return self.num_steps - jnp.maximum(1, rounded)
 
     def start(self, shared: RateShared, datum: Points) -> FitState:
         """The state before the first step: that of an earlier fit, or of the init after the inner
@@ -309,7 +314,7 @@ class RatePlan:
         shared: RateShared,
         datum: Points,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
@@ -331,7 +336,7 @@ class RatePlan:
         )
 
     def _optimizer(self) -> optax.GradientTransformation:
-        grid = optax.adam(optax.cosine_decay_schedule(GRID_LEARNING_RATE, self.num_steps, 0.1))
+        grid = optax.adam(cosine_decay(GRID_LEARNING_RATE, self.num_steps, 0.1))
         labels = {"net": "net", "log_step": "grid", "log_scale": "grid"}
         return optax.partition({"net": self.optimizer.build(self.num_steps), "grid": grid}, labels)
 
@@ -390,6 +395,7 @@ def sparse_distortion(
     return _image_mse(net, params, points, tiles, axis) + shared.l1 / 4 * norm
 
 
+@traced("optimizer", "num_steps", "penalty")
 @dataclass(frozen=True)
 class RoundingPlan:
     """AdaRound (Nagel et al. 2020, arXiv:2004.10568): which weights to round up, which down.
@@ -408,7 +414,7 @@ class RoundingPlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
     penalty: float = 1e-4
     betas: tuple[float, float] = (20.0, 2.0)
@@ -427,7 +433,7 @@ class RoundingPlan:
         shared: Origin,
         datum: Gridded,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""
@@ -444,7 +450,7 @@ class RoundingPlan:
             error = fit.tiled_mse(
                 jax.value_and_grad(layers), pair, datum.points, tiles, piece, axis
             )
-            share = jnp.maximum(step - warmup, 0) / max(1, self.num_steps - warmup)
+            share = jnp.maximum(step - warmup, 0) / jnp.maximum(1, self.num_steps - warmup)
             beta = quantize.rounding_beta(share, *self.betas)
             terms = [quantize.rounding_penalty(leaf, beta) for leaf in jax.tree.leaves(v)]
             penalty = jnp.where(step >= warmup, self.penalty, 0.0)
@@ -494,6 +500,7 @@ def _layer_errors(
     return total
 
 
+@traced("optimizer", "num_steps", "window")
 @dataclass(frozen=True)
 class RetrainingPlan:
     """Quantisation-aware training: distortion alone, every step seeing the params on their grid.
@@ -504,9 +511,9 @@ class RetrainingPlan:
 
     net: Siren
     optimizer: Optimizer
-    num_steps: int
+    num_steps: Number
     tiles_per_step: int
-    window: int
+    window: Number
 
     def start(self, shared: Origin, datum: Gridded) -> FitState:
         """The state before the first step."""
@@ -517,7 +524,7 @@ class RetrainingPlan:
         shared: Origin,
         datum: Gridded,
         state: FitState,
-        num_steps: int,
+        num_steps: Number,
         axis: str | None = None,
     ) -> tuple[FitState, jax.Array]:
         """Further steps; see `fit.advance`."""

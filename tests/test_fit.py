@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +362,7 @@ def test_a_tile_is_worked_on_in_pieces() -> None:
 # ---------------------------------------------------------------------------- batches
 
 
+@optimizers.traced("num_steps")
 @dataclass(frozen=True)
 class Bowl:
     """A plan: gradient descent on |params - datum|^2, with a datum that may be NaN."""
@@ -502,6 +503,42 @@ def test_four_image_shapes_one_compilation_for_a_width() -> None:
     assert names.count("jit(_start_group)") == 2
     assert advance._cache_size() == before + 2
     assert compilations(fit_all) == []
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optimizers.Muon(1e-3), optimizers.Adam(1e-3), optimizers.PlateauAdam(1e-3)],
+    ids=lambda choice: type(choice).__name__,
+)
+def test_fits_of_any_lengths_and_rates_share_a_program(optimizer: Any) -> None:
+    data = image_data(2)
+    plan = overfit.PlainPlan(Siren(7, 1), optimizer, 16, 2, 4)
+    once = fit.fit_batch(plan, KEY, data)
+    lower = replace(optimizer, learning_rate=optimizer.learning_rate / 4)
+    others = [replace(plan, num_steps=5, window=1), replace(plan, num_steps=230, optimizer=lower)]
+    results: list[Any] = []
+    compiled = compilations(
+        lambda: results.extend(fit.fit_batch(other, KEY, data) for other in others)
+    )
+    assert compiled == []
+    assert [len(result[0].losses) for result in results] == [5, 230]
+    assert results[1][0].losses[0] == once[0].losses[0]  # the same start
+    assert results[1][0].losses[8] != once[0].losses[8]  # at another rate
+
+
+def test_a_traced_number_of_steps_gives_the_bits_of_a_static_one() -> None:
+    optimizer = optax.adam(0.1)
+
+    def advance(state, steps):
+        return fit.advance(noisy, state, optimizer, steps, 4, QUICK, 3)
+
+    begin = fit.start(jnp.array([1.0, 2.0, 3.0]), optimizer)
+    traced = jax.jit(advance)
+    for steps in (1, 20, fit.CHUNK_STEPS):
+        state, losses = traced(begin, steps)
+        assert losses.shape == (fit.CHUNK_STEPS,) and not losses[steps:].any()
+        whole = jax.jit(advance, static_argnums=1)(begin, steps)
+        assert_same_bits((state, losses[:steps]), whole)
 
 
 def test_a_batch_gives_the_bits_of_singles() -> None:

@@ -212,3 +212,19 @@ def test_soap_takes_matrices_only() -> None:
         optimizers.scale_by_soap().init({"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
     with pytest.raises(ValueError, match="got refresh 0"):
         optimizers.scale_by_soap(refresh=0)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_the_cosine_is_optax_s_with_numbers_that_may_be_traced(final: float) -> None:
+    counts = jnp.arange(40)
+    ours = jax.jit(lambda *numbers: optimizers.cosine_decay(*numbers)(counts))(0.02, 30, final)
+    theirs = optax.cosine_decay_schedule(0.02, 30, alpha=final)(counts)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", SPECS, ids=str)
+def test_what_is_traced_of_an_optimiser_are_its_rates(optimizer) -> None:
+    leaves, kept = jax.tree.flatten(optimizer)
+    assert leaves[0] == optimizer.learning_rate
+    assert jax.tree.unflatten(kept, leaves) == optimizer
+    assert jax.tree.structure(replace(optimizer, learning_rate=0.01)) == kept
