@@ -25,6 +25,11 @@ from inrjax.types import OnProgress
 
 CHECKPOINT_STEPS = 200
 
+GAINS = (0.75, 1.5)
+"""Least and largest gain of a band. Where few latents of a band are not 0 its gain hardly counts,
+and wanders: in 9000 steps that of the finest diagonal details went from 1 to 0.25, so that they
+were rounded four times as finely as all others, and fine step sizes cost 13 % more bytes."""
+
 
 @dataclass(frozen=True)
 class GridTrainConfig:
@@ -171,7 +176,7 @@ def _restored(config, crops, steps, folder, inputs) -> TrainState:
 
 def _optimizer(config: GridTrainConfig, shared: Shared) -> optax.GradientTransformation:
     def factor(path: Any, _: Any) -> float:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         if name.endswith(("kernel", "colour")):
             return 0.02
         if name.endswith("gain"):
@@ -187,6 +192,19 @@ def _optimizer(config: GridTrainConfig, shared: Shared) -> optax.GradientTransfo
         scale,
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def bounded(shared: Shared) -> Shared:
+    """With every gain within `GAINS`."""
+
+    def leaf(path: Any, values: Any) -> Any:
+        return jnp.clip(values, *GAINS) if _name(path).endswith("gain") else values
+
+    return jax.tree_util.tree_map_with_path(leaf, shared)
 
 
 def _step(config: GridTrainConfig, state: TrainState, data: Data) -> TrainState:
@@ -213,7 +231,8 @@ def _step(config: GridTrainConfig, state: TrainState, data: Data) -> TrainState:
     latents = jax.vmap(improved)(latents, pictures, steps, keys)
     loss, gradient = jax.value_and_grad(_loss)(state.shared, config, latents, pictures, steps)
     updates, opt_state = _optimizer(config, state.shared).update(gradient, state.opt_state)
-    shared: Any = optax.apply_updates(state.shared, updates)  # pyright: ignore[reportArgumentType]
+    moved: Any = optax.apply_updates(state.shared, updates)  # pyright: ignore[reportArgumentType]
+    shared = bounded(moved)
     kept = [all_.at[chosen].set(own) for all_, own in zip(state.latents, latents, strict=True)]
     return TrainState(
         shared, opt_state, kept, state.step + 1, state.losses.at[state.step].set(loss)

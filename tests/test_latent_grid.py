@@ -782,6 +782,19 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert grids.load_grid_base(tmp_path / "grid.npz").info["num_crops"] == 4
 
 
+def test_training_keeps_gains_within_bounds_and_bounds_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gridtrain, "GAINS", (0.9999, 1.0001))  # a step of training goes farther
+    other = replace(CONFIG, seed=CONFIG.seed + 1)  # or the program of other bounds would be run
+    leaves = trees.leaves(gridtrain.train(other, CROPS).synthesis)
+    gains = np.concatenate([leaf for path, leaf in leaves if path.endswith("gain")])
+    low, high = np.float32(gridtrain.GAINS)
+    assert low <= gains.min() and gains.max() <= high
+    assert np.isin(gains, [low, high]).any() and len(gains) == 3 + 3 + 9
+    assert all(np.abs(leaf).max() > 1.01 for path, leaf in leaves if path.endswith("bias1"))
+
+
 @pytest.mark.parametrize(
     "crops",
     [
