@@ -10,7 +10,7 @@ the command-line libraries:
       --latent-dim 256 --tasks-per-step 64 --points 1024 --output base.npz --checkpoints FOLDER
   python -m experiments.coinpp measure --data DIR --bases base.npz ...
 ``--set cid22`` learns from 32 x 32 patches of cid22 photographs instead, ``both`` from both.
-Minutes: run: about 10 of CPU time. Stopped at any time, each part goes on where it was.
+Minutes: run: about 30 on 2 cores. Stopped at any time, each part goes on where it was.
 Expected: the table in results/coinpp/<config hash>/table.md.
 
 Training images are the first 1000 of each CIFAR-10 training batch; test images are the first of the
@@ -43,7 +43,7 @@ PUBLISHED = ((1.10, 27.03), (2.20, 30.45))
 """(bpp, PSNR in dB) of COIN++ on CIFAR-10 (Dupont et al. 2022); rates without a container."""
 
 
-TRAINING = BaseTrainConfig(width=64, depth=5, num_steps=2000, points=256, tasks_per_step=16)
+TRAINING = BaseTrainConfig(width=128, depth=10, num_steps=2000, points=256, tasks_per_step=16)
 """A base that two cores learn in minutes."""
 
 
@@ -54,7 +54,7 @@ class Config:
 
     training: BaseTrainConfig = TRAINING
     training_set: str = "cifar"
-    latent_dims: tuple[int, ...] = (32, 64, 128)
+    latent_dims: tuple[int, ...] = (64, 128, 256)
     bits: tuple[int, ...] = (4, 5, 6)
     inner_steps: int = 10
     cifar_images: int = 256
