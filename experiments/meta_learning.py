@@ -1,10 +1,10 @@
 """Where does meta-learning an init pay, which method of it, and under which optimiser?
 
 Claim (Strümpler et al. 2022): a meta-learned init saves time and bytes. Tested: it saves at least
-15 % of the bytes at equal PSNR and equal steps; true of 300 steps (25 % with Muon, 37 with Adam),
-not of 1000 (11 and 14 %) and 3000 (10 and 12 %).
+15 % of the bytes at equal PSNR and equal steps; true of 300 steps (23 % with Muon, 34 with Adam),
+of 1000 with Adam alone (12 and 15 %), not of 3000 (8 and 11 %).
 Command: python -m experiments.meta_learning --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: 80 of one CPU core beside other work. A stopped run goes on where it was.
+Minutes: 17 of 2 CPU cores beside other work. A stopped run goes on where it was.
 Expected: the tables in results/meta_learning/<config hash>/table.md.
 
 Every method sees the same number of images while it learns an init, in crops of the size that is
