@@ -406,9 +406,16 @@ def fit_batch(
 
     Raises:
       ValueError: the data have different shapes (pad them to a common `bucket`).
+      TypeError: a leaf of the plan is no number, as where a choice of an optimiser is no pytree.
     """
     if not data:
         return []
+    for leaf in jax.tree.leaves(plan):
+        if not isinstance(leaf, (int, float, np.generic, np.ndarray, jax.Array)):
+            raise TypeError(
+                f"got a plan with a {type(leaf).__name__} where a number was expected: put that "
+                "class under inrjax.optimizers.traced"
+            )
     if len({str(jax.tree.map(np.shape, datum)) for datum in data}) > 1:
         raise ValueError("got data of different shapes, expected one: pad them to one bucket")
     layout = _layout(len(data))

@@ -45,7 +45,8 @@ def cosine_decay(learning_rate: Number, num_steps: Number, final: Number = 0.0) 
 
 
 class Optimizer(Protocol):
-    """A choice of an optax optimiser, built for a number of steps, which may be traced."""
+    """A choice of an optax optimiser, built for a number of steps, which may be traced: a dataclass
+    under `traced`."""
 
     @property
     def learning_rate(self) -> float:

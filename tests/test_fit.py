@@ -432,6 +432,19 @@ def test_chunks_cover_the_steps_in_at_most_two_sizes(num_steps) -> None:
     assert len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
 
 
+def test_a_plan_whose_optimiser_is_no_pytree_is_told_what_to_do() -> None:
+    @dataclass(frozen=True)
+    class Plain:
+        learning_rate: float
+
+        def build(self, num_steps: int) -> optax.GradientTransformation:
+            return optax.sgd(self.learning_rate)
+
+    plan = overfit.PlainPlan(NET, Plain(0.1), 16, 2, 4)
+    with pytest.raises(TypeError, match=r"a Plain where .* under inrjax\.optimizers\.traced"):
+        fit.fit_batch(plan, KEY, image_data(1))
+
+
 def test_progress_may_raise_to_stop() -> None:
     class Stop(Exception):
         pass

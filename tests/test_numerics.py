@@ -21,7 +21,7 @@ from test_codecs import small_init
 from inrjax import codecs, decoding, grids, images, modulation, overfit, trees
 from inrjax.nets.latent_grid import synthesize
 from inrjax.nets.siren import Siren, layer_name
-from inrjax.optimizers import Adam
+from inrjax.optimizers import Adam, traced
 from inrjax.types import Image
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,6 +186,7 @@ def test_extreme_images_decode_as_in_float64_within_a_level(
 # ---------------------------------------------------------------------------- divergence
 
 
+@traced("learning_rate")
 @dataclass(frozen=True)
 class Fragile:
     """Adam that fails, as a rate that is too high does, for an image whose loss is above a limit
