@@ -367,7 +367,7 @@ def use_every_core() -> None:
 class Plan(Protocol):
     """How to fit one datum: a pytree. Plans that differ in leaves alone share one compilation.
 
-    A dataclass under `jax.tree_util.register_dataclass`, whose numbers that no shape depends on are
+    A dataclass under `inrjax.optimizers.traced`, whose numbers that no shape depends on are
     leaves: within its methods they are traced. ``shared`` is a pytree that all data of a batch see
     (an init, a random key), ``datum`` one item. Both methods are pure.
     """
