@@ -143,8 +143,8 @@ _PREDICT = context.to_integers({"predict": np.array([0.5, 0.5, 0.0, 0.0])})
 
 
 def with_scales(base: GridBase, levels: Sequence[int]) -> GridBase:
-    """The base with context models that know one level of scale for each band."""
-    left = iter(levels)
+    """The base with context models that know one level of scale for each band, and see no signs."""
+    net, left = replace(base.net, odd_width=0), iter(levels)
     named = {
         f"level{level}_{component}": [next(left) for _ in range(3)]
         for level in range(base.net.levels)
@@ -152,12 +152,12 @@ def with_scales(base: GridBase, levels: Sequence[int]) -> GridBase:
     }
     named |= {f"low{component}": [next(left)] for component in range(3)}
     models = {}
-    for name, shapes in context.shapes(base.net).items():
+    for name, shapes in context.shapes(net).items():
         weights = {leaf: np.zeros(shape) for leaf, shape in shapes.items()}
         weights["bias3"] = (np.array(named[name]) - 16) / 4
         exact = context.to_integers(weights) | (_PREDICT if "predict" in shapes else {})
         models[name] = {leaf: value.astype(np.int32) for leaf, value in exact.items()}
-    return replace(base, models=models)
+    return replace(base, net=net, models=models)
 
 
 SMOKE = Config(steps=(24, 36), iterations=(2,), rate_weights=(), num_images=1, images="smoke")
@@ -174,6 +174,7 @@ def variants(config: Config) -> dict[str, AtStep]:
             f"{w:g} times the rate's weight": replace(default, rate_weight=w)
             for w in config.rate_weights
         },
+        "blind to signs": replace(default, base=without_signs(base)),
         "without the sine layers": replace(default, base=without_sine(base)),
         "wavelet instead of the learned synthesis": replace(default, base=wavelet(base)),
     }
@@ -205,6 +206,15 @@ def without_sine(base: GridBase) -> GridBase:
         for path, leaf in trees.leaves(base.synthesis)
     }
     return replace(base, synthesis=trees.from_leaves(leaves))
+
+
+def without_signs(base: GridBase) -> GridBase:
+    """The base with what its context models see of signs taken away."""
+    models = {
+        path: np.zeros_like(leaf) if path.endswith(("fold", "odd2")) else leaf
+        for path, leaf in trees.leaves(base.models)
+    }
+    return replace(base, models=trees.from_leaves(models))
 
 
 def wavelet(base: GridBase) -> GridBase:

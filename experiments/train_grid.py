@@ -55,8 +55,11 @@ def cut(pictures: Sequence[np.ndarray], count: int, side: int, seed: int) -> np.
     return np.stack(crops)
 
 
-def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> Path:
-    """Learn and save the base; returns its file."""
+def run(
+    config: Config, data: Path | None, output: Path, checkpoints: Path, start: Path | None = None
+) -> Path:
+    """Learn and save the base; returns its file. ``start``: of a base to begin with."""
+    first = grids.load_grid_base(start) if start else None
     pictures = [read_image(path).image for path in datasets.cid22_train(data)]
     crops = cut(pictures, config.num_crops, config.side, config.training.seed)
     losses = np.zeros(0)
@@ -65,10 +68,11 @@ def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> P
         nonlocal losses
         losses = new
 
-    shared = gridtrain.train(config.training, crops, checkpoints, _progress, note_losses)
+    shared = gridtrain.train(config.training, crops, checkpoints, _progress, note_losses, first)
     info = gridtrain.noted(config.training, crops, losses) | {
         "command": f"python -m experiments.train_grid --num-steps {config.training.num_steps} "
-        f"--num-crops {config.num_crops} --seed {config.training.seed}",
+        f"--num-crops {config.num_crops} --seed {config.training.seed}"
+        + (f" --start {start.name}" if start else ""),
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
@@ -94,13 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     for name in ("num_steps", "crops_per_step", "inner_steps", "seed"):
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=getattr(training, name))
+    parser.add_argument("--start", type=Path, help="a base to begin with; default: the wavelet")
     parser.add_argument("--output", type=Path, default=Path("inrjax/grids/grid.npz"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_grid"))
     options = vars(parser.parse_args(arguments))
-    data, output, checkpoints = (options.pop(n) for n in ("data", "output", "checkpoints"))
+    paths = [options.pop(n) for n in ("data", "output", "checkpoints", "start")]
     sizes = {name: options.pop(name) for name in ("num_crops", "side")}
     config = Config(**sizes, training=replace(training, **options))
-    return run(config, data, output, checkpoints)
+    return run(config, *paths)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Which distribution a latent has, given those decoded before it, in integers alone.
 
+How far a latent is from 0 follows from the magnitudes around it; its sign, from the signs: along an
+edge the latents of a band have one sign, or change it from each to the next.
+
 Every machine computes the same: features and weights are integers, sums stay below 2^53, so that
 float64 holds them exactly in any order, and what follows a sum is a floor of a quotient by a power
 of two. So a decoder cannot drift (as Cool-Chic's context model in fixed point, arXiv:2212.05458).
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from inrjax import entropy
 from inrjax.nets.latent_grid import LatentGridNet
 
 CAUSAL = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (-2, 0), (0, -2))
@@ -27,13 +31,18 @@ UNIT = 64
 """Features are in units of 1/64."""
 
 FEATURE_BITS, WEIGHT_BITS, HIDDEN_BITS = 6, 10, 8
+_LOGIT_BITS = 4  # as `inrjax.entropy.LOGIT_UNIT` has them
 _MAX_HIDDEN = 1 << 16
 _MAX_WEIGHT = 1 << 17
 LARGEST = 1 << 14
 """Latents of at most this magnitude are told apart by `magnitude`."""
 
+LARGEST_SIGNED = 8
+"""The same of `signed`."""
+
 Weights = Mapping[str, Any]
-"""Of one context model: weight1, bias1, weight2, bias2, weight3, bias3; of the low, predict too."""
+"""Of one context model: weight1, bias1, weight2, bias2, weight3, bias3; of the low, predict too; of
+details that see signs odd1, fold, gate, gate_bias and odd2."""
 
 
 def context_names(net: LatentGridNet) -> list[str]:
@@ -47,7 +56,7 @@ def context_names(net: LatentGridNet) -> list[str]:
 
 
 def num_features(net: LatentGridNet, name: str) -> int:
-    """Features of the model of this name."""
+    """Features of the model of this name, the step size's, which comes last, included."""
     if name.startswith("low"):
         return 4 + int(name[3:])
     level, component = _parse(name)
@@ -57,11 +66,18 @@ def num_features(net: LatentGridNet, name: str) -> int:
 
 def shapes(net: LatentGridNet) -> dict[str, dict[str, tuple[int, ...]]]:
     """The shapes of all weights."""
-    width = net.context_width
+    width, odd = net.context_width, net.odd_width
     tree: dict[str, dict[str, tuple[int, ...]]] = {}
     for name in context_names(net):
         low = name.startswith("low")
-        outputs = 1 if low else 3
+        outputs = 1 if low else 9 if odd else 3
+        more = {
+            "odd1": (num_features(net, name) - 1, odd),
+            "fold": (odd, width),
+            "gate": (width, odd),
+            "gate_bias": (odd,),
+            "odd2": (odd, 6),
+        }
         tree[name] = {
             "weight1": (num_features(net, name), width),
             "bias1": (width,),
@@ -69,7 +85,7 @@ def shapes(net: LatentGridNet) -> dict[str, dict[str, tuple[int, ...]]]:
             "bias2": (width,),
             "weight3": (width, outputs),
             "bias3": (outputs,),
-            **({"predict": (4,)} if low else {}),
+            **({"predict": (4,)} if low else more if odd else {}),
         }
     return tree
 
@@ -98,6 +114,12 @@ def magnitude(xp: Any, latents: Any) -> Any:
     return xp.asarray(_TABLE, xp.float32 if xp is not np else np.float64)[places]
 
 
+def signed(xp: Any, latents: Any) -> Any:
+    """What a model sees of latents, sign and all: they themselves, up to 8."""
+    dtype = xp.float32 if xp is not np else np.float64
+    return xp.clip(latents, -LARGEST_SIGNED, LARGEST_SIGNED).astype(dtype)
+
+
 def shifted(xp: Any, values: Any, offsets: Sequence[tuple[int, int]]) -> list[Any]:
     """(h, w, n) seen from other places: result[i, j] = values[i + rows, j + columns], 0 beyond."""
     height, width = values.shape[:2]
@@ -110,25 +132,26 @@ def shifted(xp: Any, values: Any, offsets: Sequence[tuple[int, int]]) -> list[An
 
 
 def known_features(
-    xp: Any, net: LatentGridNet, level: int, component: int, magnitudes: Sequence[Any], step: Any
+    xp: Any, net: LatentGridNet, level: int, component: int, seen: Sequence[Any], step: Any = None
 ) -> Any:
     """Features of the details of one component that do not depend on these themselves.
 
-    From the next coarser grid, from the components before, and from the step: (h, w, n).
-    ``magnitudes``: of each grid of details, as (h, w, bands); of this one, the components before
-    count.
+    From the next coarser grid, from the components before, and from the step, if there is one:
+    (h, w, n). ``seen``: of each grid of details `magnitude` or `signed`, as (h, w, bands); of this
+    one, the components before count.
     """
-    own = magnitudes[level]
+    own = seen[level]
     height, width = own.shape[:2]
     parts: list[Any] = []
     for before in range(component):
         parts += shifted(xp, own[..., 3 * before : 3 * before + 3], CROSS)
     if level + 1 < net.levels:
-        coarser = magnitudes[level + 1][..., 3 * component : 3 * component + 3]
+        coarser = seen[level + 1][..., 3 * component : 3 * component + 3]
         for part in shifted(xp, coarser, CROSS):
             parts.append(xp.repeat(xp.repeat(part, 2, axis=0), 2, axis=1)[:height, :width])
-    parts.append(xp.broadcast_to(step_feature(xp, step, own.dtype), (height, width, 1)))
-    return xp.concatenate(parts, axis=-1)
+    if step is not None:
+        parts.append(xp.broadcast_to(step_feature(xp, step, own.dtype), (height, width, 1)))
+    return xp.concatenate([own[..., :0], *parts], axis=-1)
 
 
 def step_feature(xp: Any, step: Any, dtype: Any) -> Any:
@@ -175,6 +198,32 @@ def scale_exponents(xp: Any, weights: Weights, features: Any) -> Any:
     return xp.clip(hidden @ weights["weight3"] + weights["bias3"], -4, 11.75)
 
 
+def logits(xp: Any, weights: Weights, features: Any, odd: Any) -> entropy.Logits:
+    """Of details that see signs the `inrjax.entropy.Logits`, each (..., 3), in float: for losses,
+    never for coding.
+
+    All signs turned turn ``odd`` (..., n, of `signed`), nothing else; what it says is weighed by
+    what ``features`` say. So the distribution is turned with them, exactly.
+    """
+    even = xp.clip(features / UNIT @ weights["weight1"] + weights["bias1"], 0, 256)
+    turned = xp.clip(odd @ weights["odd1"], -1, 1)
+    even = even @ weights["weight2"] + xp.abs(turned) @ weights["fold"] + weights["bias2"]
+    even = xp.clip(even, 0, 256)
+    gates = xp.clip(even @ weights["gate"] + weights["gate_bias"], -256, 256)
+    return _limited(
+        xp, even @ weights["weight3"] + weights["bias3"], (turned * gates) @ weights["odd2"],
+        entropy.MAX_LOGIT / entropy.LOGIT_UNIT,
+    )  # fmt: skip
+
+
+def _limited(xp: Any, even: Any, odd: Any, limit: float) -> entropy.Logits:
+    """Of outputs (..., 9) and (..., 6), one kind after the other."""
+    zero, more, tail = (even[..., 3 * kind : 3 * kind + 3] for kind in range(3))
+    sign, lean = odd[..., :3], odd[..., 3:]
+    parts = zero, sign, more + lean, more - lean, tail
+    return entropy.Logits(*(xp.clip(part, -limit, limit) for part in parts))
+
+
 _FIXED_POINT = {
     "weight1": WEIGHT_BITS,
     "bias1": FEATURE_BITS + WEIGHT_BITS,
@@ -183,6 +232,11 @@ _FIXED_POINT = {
     "weight3": WEIGHT_BITS,
     "bias3": HIDDEN_BITS + WEIGHT_BITS,
     "predict": WEIGHT_BITS,
+    "odd1": HIDDEN_BITS,
+    "fold": WEIGHT_BITS,
+    "gate": WEIGHT_BITS,
+    "gate_bias": HIDDEN_BITS + WEIGHT_BITS,
+    "odd2": WEIGHT_BITS,
 }
 
 
@@ -204,7 +258,7 @@ def from_integers(weights: Weights) -> dict[str, np.ndarray]:
 
 def check_integers(weights: Weights) -> bool:
     """Whether all sums of these integers stay exact: biases below 2^40, other weights 2^17."""
-    limits = {name: 1 << 40 if name.startswith("bias") else _MAX_WEIGHT for name in weights}
+    limits = {name: 1 << 40 if "bias" in name else _MAX_WEIGHT for name in weights}
     return all(
         bool(np.all(np.abs(leaf) <= limits[name]) and np.all(leaf == np.rint(leaf)))
         for name, leaf in weights.items()
@@ -226,6 +280,31 @@ def levels(weights: Weights, features: np.ndarray) -> np.ndarray:
     half = 1 << (HIDDEN_BITS + WEIGHT_BITS - 3)
     quarter = 1 << (HIDDEN_BITS + WEIGHT_BITS - 2)
     return np.clip(np.floor((exponents + half) / quarter) + 16, 0, 63).astype(np.int64)
+
+
+def exact_logits(weights: Weights, features: np.ndarray, odd: np.ndarray) -> entropy.Logits:
+    """The exact `inrjax.entropy.Logits`, each int64 (n, 3), of features (n, m) and signed ones
+    (n, m - 1).
+
+    ``weights``: of `to_integers`. features, odd: float64 that hold integers.
+    """
+    shift = FEATURE_BITS + WEIGHT_BITS - HIDDEN_BITS
+    even = features @ weights["weight1"] + weights["bias1"]
+    even = np.clip(np.floor(even / (1 << shift)), 0, _MAX_HIDDEN)
+    turned = np.clip(odd @ weights["odd1"], -(1 << HIDDEN_BITS), 1 << HIDDEN_BITS)
+    even = even @ weights["weight2"] + np.abs(turned) @ weights["fold"] + weights["bias2"]
+    even = np.clip(np.floor(even / (1 << WEIGHT_BITS)), 0, _MAX_HIDDEN)
+    gates = even @ weights["gate"] + weights["gate_bias"]
+    gates = np.clip(np.floor(gates / (1 << WEIGHT_BITS)), -_MAX_HIDDEN, _MAX_HIDDEN)
+    # Turned and weighed, in 1/2^16; rounded towards 0, so that signs turned turn it exactly.
+    weighed = np.trunc(turned * gates / (1 << HIDDEN_BITS))
+    # Down to 1/16, rounded: the even ones half up, the odd ones half away from 0.
+    unit = 1 << (HIDDEN_BITS + WEIGHT_BITS - _LOGIT_BITS)
+    own = np.floor((even @ weights["weight3"] + weights["bias3"]) / unit + 0.5)
+    lean = weighed @ weights["odd2"] / unit
+    lean = np.sign(lean) * np.floor(np.abs(lean) + 0.5)
+    limited = _limited(np, own, lean, entropy.MAX_LOGIT)
+    return entropy.Logits(*(part.astype(np.int64) for part in limited))
 
 
 def predictions(weights: Weights, around: Sequence[np.ndarray]) -> np.ndarray:

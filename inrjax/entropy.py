@@ -84,6 +84,48 @@ def bits(
     return -log_mass / np.log(2)
 
 
+class Logits(NamedTuple):
+    """A model of symbols by decisions, each the logarithm of its odds: arrays of one shape.
+
+    Attributes:
+      zero: of the symbol being 0.
+      sign: of a symbol that is not 0 being above 0.
+      up, down: of one above 0, or below, being 2 or more in magnitude.
+      tail: of each magnitude from 2 on being exceeded.
+    """
+
+    zero: Any
+    sign: Any
+    up: Any
+    down: Any
+    tail: Any
+
+
+LOGIT_UNIT = 16
+"""The coder's logits are integers, in units of 1/16."""
+
+MAX_LOGIT = 12 * LOGIT_UNIT
+"""Of at most this magnitude, so that no probability is below 2^-18."""
+
+
+def decision_bits(
+    symbols: Shaped[jax.Array | np.ndarray, " ..."], logits: Logits
+) -> Shaped[jax.Array, " ..."]:
+    """Bits of each integer symbol by `Logits` as they are, not in the coder's units; differentiable
+    JAX."""
+    import jax.numpy as jnp
+
+    def wrong(logit: Any) -> Any:  # nats of a decision against its logit
+        return jnp.logaddexp(0.0, logit)
+
+    magnitude = jnp.abs(symbols)
+    more = jnp.where(symbols > 0, logits.up, logits.down)
+    beyond = wrong(-more) + (magnitude - 2) * wrong(-logits.tail) + wrong(logits.tail)
+    side = wrong(jnp.where(symbols > 0, -logits.sign, logits.sign))
+    other = wrong(logits.zero) + side + jnp.where(magnitude >= 2, beyond, wrong(more))
+    return jnp.where(magnitude == 0, wrong(-logits.zero), other) / np.log(2)
+
+
 @lru_cache(maxsize=NUM_LEVELS)
 def counts(level: int) -> Int64[np.ndarray, " counts"]:
     """Integer counts, int64 (2 m + 2,), of the symbols -m..m, then of the escape; sum 2^24.
@@ -563,18 +605,17 @@ def _runs(levels: np.ndarray) -> list[tuple[int, np.ndarray]]:
     return [(int(levels[places[0]]), places) for places in np.split(order, ends) if len(places)]
 
 
-class LaplaceEncoder:
-    """Codes symbols in several calls, so that a decoder may choose the levels of a call by what it
-    has decoded in those before. In a call, symbols are coded level by level, each level in order,
-    and the escapes of a level after its symbols."""
+class CallEncoder:
+    """Codes symbols in several calls, so that a decoder may choose the models of a call by what it
+    has decoded in those before."""
 
     def __init__(self):
         self._encoder = _coder().queue.RangeEncoder()
 
     def put(self, symbols: np.ndarray, levels: np.ndarray) -> None:
-        """Code int symbols (n,) at levels (n,) of 0..63; ValueError for one beyond 2^30."""
-        if symbols.size and np.abs(symbols).max() > 1 << 30:
-            raise ValueError(f"got a symbol of {np.abs(symbols).max()}, expected {1 << 30} at most")
+        """Code int symbols (n,) at levels (n,) of 0..63: level by level, each level in order, the
+        escapes of a level after its symbols. ValueError for a symbol beyond 2^30."""
+        _check_range(symbols)
         for level, places in _runs(levels):
             size, model = _level_model(level)
             index, escaped = _to_index(symbols[places], size)
@@ -583,13 +624,31 @@ class LaplaceEncoder:
             if digits:
                 self._encoder.encode(np.array(digits, np.int32), _coin())
 
+    def put_decided(self, symbols: np.ndarray, logits: Logits) -> None:
+        """Code int symbols (n,) under int `Logits` (n,), in units of 1/`LOGIT_UNIT`: all as far as
+        -2 or less, -1, 0, 1, 2 or more; of those beyond 1 what is more than 2, modulo 16, then the
+        sixteens, then the escapes of these. ValueError for a symbol beyond 2^30."""
+        _check_range(symbols)
+        first = np.clip(symbols, -2, 2) + 2
+        _write_rows(self._encoder, first, _row_params(first_counts(logits)))
+        beyond = np.abs(symbols) >= 2
+        if not beyond.any():
+            return
+        more, both = np.abs(symbols[beyond]) - 2, _tail_tables()
+        tail = np.asarray(logits.tail)[beyond] + MAX_LOGIT
+        for places, tables in zip((more % 16, np.minimum(more // 16, 16)), both, strict=True):
+            _write_rows(self._encoder, places, tables[tail])
+        digits = [bit for k in more[more >= 256] // 16 for bit in _escape_bits(int(k), 15)]
+        if digits:
+            self._encoder.encode(np.array(digits, np.int32), _coin())
+
     def to_bytes(self) -> bytes:
         """All that was coded. Zeros at the end are left out: the decoder reads zeros there."""
         return self._encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 
-class LaplaceDecoder:
-    """Decodes what a `LaplaceEncoder` coded, by calls with the same levels."""
+class CallDecoder:
+    """Decodes what a `CallEncoder` coded, by calls with the same models."""
 
     def __init__(self, data: bytes):
         self._decoder = _decoder(data)
@@ -606,3 +665,116 @@ class LaplaceDecoder:
                 limits = [size // 2 - 1] * len(escaped)
                 symbols[escaped] = _decode_escapes(self._decoder, limits)
         return symbols
+
+    def get_decided(self, logits: Logits) -> np.ndarray:
+        """The next int64 symbols (n,), under int `Logits` (n,); BitstreamError for bad data."""
+        symbols = _read_rows(self._decoder, _row_params(first_counts(logits))) - 2
+        beyond = np.flatnonzero(np.abs(symbols) >= 2)
+        if len(beyond):
+            tail = np.asarray(logits.tail)[beyond] + MAX_LOGIT
+            tables = _tail_tables()
+            low = _read_rows(self._decoder, tables.low[tail])
+            high = _read_rows(self._decoder, tables.high[tail])
+            escaped = np.flatnonzero(high == tables.high.shape[1] - 1)
+            if len(escaped):
+                high[escaped] = np.abs(_decode_escapes(self._decoder, [15] * len(escaped)))
+            symbols[beyond] += np.sign(symbols[beyond]) * (low + 16 * high)
+        return symbols
+
+
+def _check_range(symbols: np.ndarray) -> None:
+    if symbols.size and np.abs(symbols).max() > 1 << 30:
+        raise ValueError(f"got a symbol of {np.abs(symbols).max()}, expected {1 << 30} at most")
+
+
+# round(2^62 exp(-1/16)); a test recomputes it.
+_SIXTEENTH = 4332278087304955805
+
+
+@lru_cache(maxsize=1)
+def _sigmoids() -> tuple[int, ...]:
+    """2^62 / (1 + exp(-logit / 16)) for the logits -MAX_LOGIT..MAX_LOGIT, in integers."""
+    one = power = 1 << _FIXED
+    upper: list[int] = []
+    for _ in range(MAX_LOGIT + 1):
+        upper.append((one << _FIXED) // (one + power))
+        power = (power * _SIXTEENTH) >> _FIXED
+    return (*(one - p for p in upper[:0:-1]), *upper)
+
+
+@lru_cache(maxsize=1)
+def _probabilities() -> np.ndarray:
+    """The same, in units of 2^-24."""
+    return np.array([p >> (_FIXED - PRECISION) for p in _sigmoids()], np.int64)
+
+
+def first_counts(logits: Logits) -> np.ndarray:
+    """Integer counts, int64 (n, 5), of symbols of -2 or less, -1, 0, 1, 2 or more under int
+    `Logits` (n,); each at least 1, of sum 2^24."""
+    zero, sign, up, down, _ = (
+        _probabilities()[np.asarray(logit, np.int64) + MAX_LOGIT] for logit in logits
+    )
+    rest = (1 << PRECISION) - zero
+    above = (rest * sign) >> PRECISION
+    below = rest - above
+    two, minus_two = (above * up) >> PRECISION, (below * down) >> PRECISION
+    sides = [np.maximum(1, own) for own in (minus_two, below - minus_two, above - two, two)]
+    return np.stack([*sides[:2], (1 << PRECISION) - sum(sides), *sides[2:]], axis=1)
+
+
+class _Tails(NamedTuple):
+    """Params of the coder's models of magnitudes beyond 2, a row for each logit of a tail."""
+
+    low: np.ndarray  # of what is more than 2, modulo 16
+    high: np.ndarray  # of its sixteens: 0..15, and an escape
+
+
+@lru_cache(maxsize=1)
+def _tail_tables() -> _Tails:
+    low, high = zip(*(_geometric_counts(ratio) for ratio in _sigmoids()), strict=True)
+    return _Tails(_row_params(np.array(low)), _row_params(np.array(high)))
+
+
+def _geometric_counts(ratio: int) -> tuple[list[int], list[int]]:
+    """Counts of sum 2^24 of a geometric number's low four binary digits, and of the rest of it;
+    ``ratio``, in units of 2^-62: of each next number's probability to the one before."""
+    powers = [1 << _FIXED]
+    for _ in range(16):
+        powers.append((powers[-1] * ratio) >> _FIXED)
+    high_powers = [1 << _FIXED]
+    for _ in range(16):
+        high_powers.append((high_powers[-1] * powers[16]) >> _FIXED)
+    whole = powers[0] - powers[16]
+    low = [(powers[k] - powers[k + 1]) * (1 << PRECISION) // whole for k in range(16)]
+    high = [(high_powers[k] - high_powers[k + 1]) >> (_FIXED - PRECISION) for k in range(16)]
+    high.append(high_powers[16] >> (_FIXED - PRECISION))
+    return _filled(low), _filled(high)
+
+
+def _filled(table: list[int]) -> list[int]:
+    """Each count at least 1; what is missing of 2^24 goes to the largest."""
+    table = [max(1, count) for count in table]
+    table[table.index(max(table))] += (1 << PRECISION) - sum(table)
+    return table
+
+
+def _rows() -> stream.model.Model:
+    """A categorical model of each symbol's own params, a row for each."""
+    return _coder().model.Categorical(lazy=False, perfect=False)
+
+
+def _row_params(tables: np.ndarray) -> np.ndarray:
+    return (tables - 1).astype(np.float32)  # as `_fresh_categorical` does
+
+
+def _write_rows(encoder: Any, places: np.ndarray, params: np.ndarray) -> None:
+    """Code places, int (n,), in models of params (n, counts)."""
+    encoder.encode(places.astype(np.int32), _rows(), params)
+
+
+def _read_rows(decoder: Any, params: np.ndarray) -> np.ndarray:
+    """The next places, int64 (n,), in models of params (n, counts)."""
+    try:
+        return np.asarray(decoder.decode(_rows(), params), np.int64)
+    except Exception as error:
+        raise BitstreamError("the payload is damaged: no symbol fits its bits") from error

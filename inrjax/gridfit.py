@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -110,40 +111,71 @@ def pixels(
     return synthesize(net, shared.synthesis, latents, step, sizes, jnp, convolve, sine)
 
 
+class Scales(NamedTuple):
+    """Laplace distributions of latents: ``mean``, and log2 of the scale, in steps; of one shape."""
+
+    mean: Any
+    exponent: Any
+
+
+Distributions = Scales | entropy.Logits
+"""Of some latents, arrays shaped as they."""
+
+
 def distributions(
     net: LatentGridNet, weights: Mapping[str, Any], latents: Sequence[Any], step: Any, width: Any
-) -> list[tuple[Any, Any]]:
-    """(mean, log2 of the Laplace scale) of every latent, in steps, lists shaped as the latents.
+) -> list[Distributions]:
+    """Those of every latent, a list as the latents; logits in nats.
 
     ``width``: true columns of the lowest grid.
     """
-    details = _details(net, weights, _magnitudes(latents), step)
+    details = _details(net, weights, _seen(net, latents), step)
     return [*details, _low(weights, latents[-1], step, width)]
 
 
-def _magnitudes(latents: Sequence[Any]) -> list[Any]:
-    return [context.magnitude(jnp, z) for z in latents[:-1]]
+class Seen(NamedTuple):
+    """What context models see of each grid of details: `inrjax.context.magnitude` and, if they see
+    signs, `inrjax.context.signed`; lists shaped as the details, or an empty one."""
+
+    magnitudes: list[Any]
+    signed: list[Any]
+
+
+def _seen(net: LatentGridNet, latents: Sequence[Any]) -> Seen:
+    details = latents[:-1]
+    signs = [context.signed(jnp, z) for z in details] if net.odd_width else []
+    return Seen([context.magnitude(jnp, z) for z in details], signs)
 
 
 def _details(
-    net: LatentGridNet, weights: Mapping[str, Any], magnitudes: Sequence[Any], step: Any
-) -> list[tuple[Any, Any]]:
-    result: list[tuple[Any, Any]] = []
-    for level, own in enumerate(magnitudes):
-        exponents = []
-        for component in range(net.components(level)):
-            part = own[..., 3 * component : 3 * component + 3]
-            known = context.known_features(jnp, net, level, component, magnitudes, step)
-            seen = [*context.shifted(jnp, part, context.CAUSAL), known]
-            features = jnp.concatenate(seen, axis=-1)
-            exponents.append(
-                context.scale_exponents(jnp, weights[f"level{level}_{component}"], features)
-            )
-        result.append((0.0, jnp.concatenate(exponents, axis=-1)))
+    net: LatentGridNet, weights: Mapping[str, Any], seen: Seen, step: Any
+) -> list[Distributions]:
+    result: list[Distributions] = []
+    for level in range(net.levels):
+        parts = [
+            _component(net, weights[f"level{level}_{component}"], level, component, seen, step)
+            for component in range(net.components(level))
+        ]
+        result.append(jax.tree.map(lambda *own: jnp.concatenate(own, axis=-1), *parts))
     return result
 
 
-def _low(weights: Mapping[str, Any], low: Any, step: Any, width: Any):
+def _component(
+    net: LatentGridNet, weights: Any, level: int, component: int, seen: Seen, step: Any
+) -> Distributions:
+    def features(values: Sequence[Any], step: Any) -> Any:
+        own = values[level][..., 3 * component : 3 * component + 3]
+        known = context.known_features(jnp, net, level, component, values, step)
+        return jnp.concatenate([*context.shifted(jnp, own, context.CAUSAL), known], axis=-1)
+
+    even = features(seen.magnitudes, step)
+    if seen.signed:
+        return context.logits(jnp, weights, even, features(seen.signed, None))
+    exponent = context.scale_exponents(jnp, weights, even)
+    return Scales(jnp.zeros_like(exponent), exponent)
+
+
+def _low(weights: Mapping[str, Any], low: Any, step: Any, width: Any) -> Scales:
     row, column = jnp.indices(low.shape[:2])
     padded = jnp.pad(low, ((1, 0), (1, 1), (0, 0)))
     means: list[Any] = []
@@ -157,12 +189,14 @@ def _low(weights: Mapping[str, Any], low: Any, step: Any, width: Any):
         exponents.append(context.scale_exponents(jnp, own, features))
         means.append(mean)
         residuals.append(low[..., component] - jnp.floor(mean + 0.5))  # as `context.predictions`
-    return jnp.stack(means, axis=-1), jnp.concatenate(exponents, axis=-1)
+    return Scales(jnp.stack(means, axis=-1), jnp.concatenate(exponents, axis=-1))
 
 
-def bits_of(latents: Any, mean: Any, exponent: Any) -> Any:
+def bits_of(latents: Any, model: Distributions) -> Any:
     """Bits of each latent."""
-    return entropy.bits(latents - mean, jnp.exp2(exponent))
+    if isinstance(model, entropy.Logits):
+        return entropy.decision_bits(latents, model)
+    return entropy.bits(latents - model.mean, jnp.exp2(model.exponent))
 
 
 # ---------------------------------------------------------------------------- one picture
@@ -238,7 +272,7 @@ def improve(
     )
     count = target.height * target.width
     sizes = net.sizes(target.height, target.width)
-    slopes = None
+    slopes = Seen([], [])
     if foresight is None:
         models = distributions(net, shared.context, latents, step, sizes[-1][1])
     else:
@@ -248,9 +282,11 @@ def improve(
     own = _row(latents)
     curvature = caution / count * _curvatures(net, shared.synthesis, shapes, step, sizes)
     best = own - _row(gradients) / (2 * curvature)
-    ahead = 0.0
-    if slopes is not None:
-        ahead = foresight * _row([*slopes, jnp.zeros(shapes[-1])])
+    ahead = [
+        (foresight * _row([*own, jnp.zeros(shapes[-1])]), see)
+        for own, see in zip(slopes, (context.magnitude, context.signed), strict=True)
+        if own
+    ]
     choice = _cheapest(best, lmbda / count / curvature, _models_row(models), ahead)
     may_move = jax.random.uniform(key, own.shape) < share
     moved = jnp.where(may_move & _inside(net, shapes, sizes), choice, own)
@@ -277,42 +313,55 @@ def _row(arrays: Iterable[Any]) -> Any:
     return jnp.concatenate([jnp.ravel(values) for values in arrays])
 
 
-def _models_row(models: Any) -> tuple[Any, Any]:
-    means = _row(jnp.broadcast_to(mean, exponent.shape) for mean, exponent in models)
-    return means, _row(exponent for _, exponent in models)
+def _models_row(models: Iterable[Distributions]) -> list[Distributions]:
+    """Those of one kind that follow each other in a row."""
+    return [jax.tree.map(lambda *own: _row(own), *alike) for _, alike in groupby(models, key=type)]
+
+
+def _row_bits(row: Any, models: Sequence[Distributions]) -> Any:
+    """Bits of latents in a row, under the `_models_row` of them."""
+    ends = np.cumsum([jax.tree.leaves(model)[0].size for model in models])
+    parts = jnp.split(row, ends[:-1])
+    return _row(bits_of(own, model) for own, model in zip(parts, models, strict=True))
 
 
 def context_slopes(
     net: LatentGridNet, weights: Mapping[str, Any], latents: Any, step: Any, sizes: Any
-) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    """What a unit of `inrjax.context.magnitude` of a latent costs others, in bits, by their models.
+) -> tuple[Seen, list[Distributions]]:
+    """What a unit of what models see of a latent costs others, in bits, by their models.
 
-    For each grid of details an array shaped as it; and all `distributions`. ``sizes``: as of
+    For each grid of details arrays shaped as it; and all `distributions`. ``sizes``: as of
     `LatentGridNet.sizes`.
     """
     low = _low(weights, latents[-1], step, sizes[-1][1])
 
-    def bits(seen: Any) -> tuple[Any, Any]:
+    def bits(seen: Seen) -> tuple[Any, Any]:
         models = _details(net, weights, seen, step)
         return _total(net, latents, models, sizes), [*models, low]
 
-    return jax.grad(bits, has_aux=True)(_magnitudes(latents))
+    return jax.grad(bits, has_aux=True)(_seen(net, latents))
 
 
 def _total(net: LatentGridNet, latents: Any, models: Any, sizes: Any) -> jax.Array:
     """Bits of the latents that are inside, of as many grids as there are models."""
     own = latents[: len(models)]
     inside = _inside(net, [values.shape for values in own], sizes)
-    return jnp.sum(jnp.where(inside, bits_of(_row(own), *_models_row(models)), 0.0))
+    return jnp.sum(jnp.where(inside, _row_bits(_row(own), _models_row(models)), 0.0))
 
 
-def _cheapest(best: Any, price: Any, model: tuple[Any, Any], ahead: Any) -> Any:
-    """Of the nearest integer, the next one towards 0, and 0: that of the least (z - best)^2 +
-    price * (bits + ahead * what models see of z)."""
+def _cheapest(best: Any, price: Any, models: Sequence[Distributions], ahead: Any) -> Any:
+    """Of the two integers around ``best``, the next one towards 0, and 0: that of the least
+    (z - best)^2 + price * (bits + what it costs others).
+
+    ``ahead``: pairs of bits for a unit of what models see, and what they see of latents.
+    """
     nearest = jnp.round(best)
+    second = nearest + jnp.where(best > nearest, 1.0, -1.0)
     choice, least = nearest, jnp.inf
-    for candidate in (nearest, nearest - jnp.sign(nearest), jnp.zeros_like(nearest)):
-        bits = bits_of(candidate, *model) + ahead * context.magnitude(jnp, candidate)
+    for candidate in (nearest, second, nearest - jnp.sign(nearest), jnp.zeros_like(nearest)):
+        bits = _row_bits(candidate, models)
+        for slope, see in ahead:
+            bits = bits + slope * see(jnp, candidate)
         cost = (candidate - best) ** 2 + price * bits
         choice = jnp.where(cost < least, candidate, choice)
         least = jnp.minimum(cost, least)

@@ -61,7 +61,7 @@ class GridBase:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of what a decoder uses: all but info."""
-        return trees.digest(self._parts(), json.dumps(asdict(self.net), sort_keys=True))
+        return trees.digest(self._parts(), json.dumps(_net_fields(self.net), sort_keys=True))
 
     @property
     def shared_bytes(self) -> int:
@@ -85,6 +85,11 @@ class GridBase:
 
     def _parts(self) -> dict[str, Any]:
         return {"models": self.models, "synthesis": self.synthesis}
+
+
+def _net_fields(net: LatentGridNet) -> dict[str, int]:
+    """All that a base says of its net; without an odd_width of 0, as the first bases did."""
+    return {name: value for name, value in asdict(net).items() if (name, value) != ("odd_width", 0)}
 
 
 def _check_shapes(name: str, tree: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
@@ -112,7 +117,7 @@ def save_grid_base(path: Path, base: GridBase) -> None:
     """Write a base as npz, whole or not at all; `load_grid_base` reads it back exactly."""
     header = {
         "format": FORMAT,
-        "net": asdict(base.net),
+        "net": _net_fields(base.net),
         "info": dict(base.info),
         "digest": base.digest.hex(),
     }
@@ -144,7 +149,7 @@ def _parse(data: bytes, name: str) -> GridBase:
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
         tree = trees.from_leaves(leaves)
-        net = LatentGridNet(**header["net"])
+        net = LatentGridNet(**{"odd_width": 0, **header["net"]})
         base = GridBase(net, tree["synthesis"], tree["models"], header["info"])
         stated = header["digest"]
     except Exception as error:  # a damaged archive makes its reader raise nearly anything
@@ -177,8 +182,9 @@ def find_base(digest: bytes) -> GridBase | None:
 Offsets = Sequence[tuple[int, int]]
 """(rows, columns) from a place to others."""
 
-Code = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
-"""(levels of scale, latents, predictions), of one shape or 0 -> the latents, coded or decoded."""
+Code = Callable[[Any, np.ndarray, Any], np.ndarray]
+"""(levels of scale or `inrjax.entropy.Logits`, latents, predictions), all of one shape or 0 -> the
+latents, coded or decoded."""
 
 
 def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> bytes:
@@ -189,10 +195,13 @@ def encode_latents(base: GridBase, latents: Sequence[np.ndarray], step: int) -> 
     largest = max(int(np.abs(own).max()) for own in latents)
     if largest >= _LARGEST_LATENT:
         raise ValueError(f"got a latent of {largest}, expected less than {_LARGEST_LATENT}")
-    encoder = entropy.LaplaceEncoder()
+    encoder = entropy.CallEncoder()
 
-    def put(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
-        encoder.put((values - mean).ravel(), levels.ravel())
+    def put(model: Any, values: np.ndarray, mean: Any) -> np.ndarray:
+        if isinstance(model, entropy.Logits):
+            encoder.put_decided(values.ravel(), _raveled(model))
+        else:
+            encoder.put((values - mean).ravel(), model.ravel())
         return values
 
     _walk(base, [np.array(own, np.int32) for own in latents], step, put)
@@ -207,10 +216,13 @@ def decode_latents(
     Raises BitstreamError for data that cannot be of this base and size.
     """
     latents = [np.zeros(shape, np.int32) for shape in base.net.latent_shapes(height, width)]
-    decoder = entropy.LaplaceDecoder(data)
+    decoder = entropy.CallDecoder(data)
 
-    def get(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
-        values = decoder.get(levels.ravel()).reshape(values.shape) + mean
+    def get(model: Any, values: np.ndarray, mean: Any) -> np.ndarray:
+        if isinstance(model, entropy.Logits):
+            values = decoder.get_decided(_raveled(model)).reshape(values.shape)
+        else:
+            values = decoder.get(model.ravel()).reshape(values.shape) + mean
         if np.abs(values).max() >= _LARGEST_LATENT:
             raise BitstreamError("the payload is damaged: a latent is too large")
         return values
@@ -219,8 +231,12 @@ def decode_latents(
     return latents
 
 
+def _raveled(logits: entropy.Logits) -> entropy.Logits:
+    return entropy.Logits(*map(np.ravel, logits))
+
+
 def _walk(base: GridBase, latents: list[np.ndarray], step: int, code: Code) -> None:
-    """Visit all latents in coding order; ``code(levels, values, mean)`` gives what they are.
+    """Visit all latents in coding order; ``code(model, values, mean)`` gives what they are.
 
     Low latents first, then grids from the coarsest, by component; in each, diagonal by diagonal:
     all places with the same column + 2 row know all that they look at.
@@ -239,23 +255,31 @@ def _walk(base: GridBase, latents: list[np.ndarray], step: int, code: Code) -> N
 
 
 class _Seen:
-    """Magnitudes of one component's details (h, w, 3), with a border of zeros around them: what is
-    known of them, at any place. int16 holds a magnitude; few bytes a latent are held."""
+    """What models see of one component's details (h, w, 3), with a border of zeros around them: at
+    any place, what is known of them. int16 holds a magnitude; few bytes a latent are held."""
 
     _BORDER = max(max(abs(row), abs(column)) for row, column in context.CAUSAL)
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, signs: bool):
         self._pitch = width + 2 * self._BORDER
-        self._flat = np.zeros(((height + 2 * self._BORDER) * self._pitch, 3), np.int16)
+        places = (height + 2 * self._BORDER) * self._pitch
+        self._magnitudes = np.zeros((places, 3), np.int16)
+        self._signed = np.zeros((places if signs else 0, 3), np.int8)
 
     def put(self, row: np.ndarray, column: np.ndarray, latents: np.ndarray) -> None:
         """Latents (n, 3) at n places."""
-        self._flat[self._places(row, column)] = context.magnitude(np, latents)
+        places = self._places(row, column)
+        self._magnitudes[places] = context.magnitude(np, latents)
+        if len(self._signed):
+            self._signed[places] = context.signed(np, latents)
 
-    def around(self, row: np.ndarray, column: np.ndarray, offsets: Offsets) -> np.ndarray:
-        """(n, 3 times the offsets): what `inrjax.context.shifted` sees from n places."""
+    def around(self, row: np.ndarray, column: np.ndarray, offsets: Offsets) -> list[np.ndarray]:
+        """Of magnitudes and, if there are any, of signed ones (n, 3 times the offsets): what
+        `inrjax.context.shifted` sees from n places."""
         steps = np.array([rows * self._pitch + columns for rows, columns in offsets])
-        return self._flat[self._places(row, column)[:, None] + steps].reshape(len(row), -1)
+        places = self._places(row, column)[:, None] + steps
+        kinds = [own for own in (self._magnitudes, self._signed) if len(own)]
+        return [own[places].reshape(len(row), -1) for own in kinds]
 
     def _places(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
         return (row + self._BORDER) * self._pitch + column + self._BORDER
@@ -269,23 +293,31 @@ class _Known(NamedTuple):
     coarser: _Seen | None
     step: int
 
-    def at(self, row: np.ndarray, column: np.ndarray) -> list[np.ndarray]:
-        """Parts (n, any) of the features of n places."""
+    def at(self, row: np.ndarray, column: np.ndarray) -> list[list[np.ndarray]]:
+        """Parts (n, any) of the features of n places, as `_Seen.around` has them, step aside."""
         parts = [seen.around(row, column, context.CROSS) for seen in self.before]
         if self.coarser is not None:
             parts.append(self.coarser.around(row // 2, column // 2, context.CROSS))
-        step = context.step_feature(np, self.step, np.int16)[0]
-        return [*parts, np.broadcast_to(step, (len(row), 1))]
+        return parts
 
 
 def _walk_details(weights: Any, own: np.ndarray, known: _Known, code: Code) -> _Seen:
     """Code one component's details (h, w, 3), in place; returns what is known of them then."""
     height, width, _ = own.shape
-    seen = _Seen(height, width)
+    signs = "odd1" in weights
+    seen = _Seen(height, width, signs)
+    step = context.step_feature(np, known.step, np.int16)[0]
     for row, column in _diagonals(height, width):
         parts = [seen.around(row, column, context.CAUSAL), *known.at(row, column)]
-        features = np.concatenate(parts, axis=1, dtype=np.float64)
-        values = code(context.levels(weights, features), own[row, column], 0)
+        even, *odd = (list(kind) for kind in zip(*parts, strict=True))
+        even.append(np.broadcast_to(step, (len(row), 1)))
+        features = np.concatenate(even, axis=1, dtype=np.float64)
+        if signs:
+            signed = np.concatenate(odd[0], axis=1, dtype=np.float64)
+            model: Any = context.exact_logits(weights, features, signed)
+        else:
+            model = context.levels(weights, features)
+        values = code(model, own[row, column], 0)
         own[row, column] = values
         seen.put(row, column, values)
     return seen

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inrjax import checkpoint, context, gridfit
+from inrjax import checkpoint, context, gridfit, trees
 from inrjax.gridfit import Shared, Target
+from inrjax.grids import GridBase
 from inrjax.nets.latent_grid import COLOUR, LatentGridNet, wavelet_kernel
 from inrjax.types import OnProgress
 
@@ -94,8 +95,27 @@ def initial(net: LatentGridNet, seed: int) -> Shared:
         part["bias3"] += 2 if name.startswith("low") else -2
         if "predict" in shapes:
             part["predict"] = np.array([0.5, 0.5, 0, 0], np.float32)
+        if "odd1" in shapes:
+            part["bias3"][:] = np.repeat((2.0, -1.0, -1.0), 3)  # zeros, and seldom more than 1
+            part |= {"odd1": normal(shapes["odd1"], 0.25), "gate_bias": np.ones(net.odd_width)}
+            part["odd2"] = normal(shapes["odd2"], 0.05)
         models[name] = part
     return Shared(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (tree, models)))
+
+
+def started(net: LatentGridNet, base: GridBase, seed: int) -> Shared:
+    """As `initial`, but with all that has the name and the shape of what a learned base has."""
+    fresh, learned = initial(net, seed), dict(trees.leaves(base.approximate))
+
+    def leaf(path: str, values: Any) -> Any:
+        own = learned.get(path)
+        return values if own is None or own.shape != values.shape else jnp.asarray(own)
+
+    kept = {
+        part: trees.from_leaves({path: leaf(f"{part}/{path}", v) for path, v in trees.leaves(tree)})
+        for part, tree in fresh._asdict().items()
+    }
+    return Shared(**kept)
 
 
 def train(
@@ -104,6 +124,7 @@ def train(
     folder: Path | None = None,
     on_progress: OnProgress | None = None,
     on_losses: Any = None,
+    start: GridBase | None = None,
 ) -> Shared:
     """Learn shared nets from uint8 crops (n, side, side, 3), the side a multiple of `GRANULE`.
 
@@ -111,6 +132,7 @@ def train(
       folder: where checkpoints go, and come from; None for none.
       on_progress: counts outer steps. on_losses: called with all losses (num_steps,) at
         the end.
+      start: a learned base to begin with, as `started` does; None for `initial`.
 
     Raises:
       ValueError: other crops, checkpoints of another run, or a loss that is not finite.
@@ -126,11 +148,14 @@ def train(
         raise ValueError(f"got {len(crops)} crops, expected at least {config.crops_per_step}")
     digest = hashlib.sha256(str(crops.shape).encode() + crops.tobytes()).hexdigest()
     inputs = {"config": asdict(config), "data_sha256": digest}
+    if start is not None:
+        inputs["start"] = start.digest.hex()
+    shared = started(config.net, start, config.seed) if start else initial(config.net, config.seed)
     steps = np.random.default_rng(config.seed).uniform(
         config.first_step, config.last_step, len(crops)
     )
     data = Data(jnp.asarray(crops), jnp.asarray(steps, jnp.float32))
-    state = _restored(config, crops, steps, folder, inputs)
+    state = _restored(config, shared, crops, steps, folder, inputs)
     done = int(state.step)
     while done < config.num_steps:
         count = min(CHECKPOINT_STEPS, config.num_steps - done)
@@ -156,8 +181,7 @@ class Data(NamedTuple):
     steps: Any
 
 
-def _restored(config, crops, steps, folder, inputs) -> TrainState:
-    shared = initial(config.net, config.seed)
+def _restored(config, shared, crops, steps, folder, inputs) -> TrainState:
     net = config.net
     pairs = [
         gridfit.start(net, gridfit.make_target(crop), step)

@@ -39,10 +39,10 @@ def tiny_base(latent_dim: int = 12, patch: int = 16, seed: int = 0) -> Base:
     )
 
 
-def tiny_grid_base(levels: int = 2, seed: int = 0) -> GridBase:
+def tiny_grid_base(levels: int = 2, seed: int = 0, odd_width: int = 0) -> GridBase:
     """The wavelet and small random sine layers; context models that expect the more, the larger
     the latents around. As `tiny_base`, by `RandomState`."""
-    net, rng = LatentGridNet(levels, width=4, context_width=4), np.random.RandomState(seed)
+    net, rng = LatentGridNet(levels, 4, 4, odd_width), np.random.RandomState(seed)
     synthesis = {}
     for path, shape in trees.leaves(net.shapes()):
         fan_in = int(np.prod(shape[:-1]))
@@ -64,16 +64,34 @@ def tiny_grid_base(levels: int = 2, seed: int = 0) -> GridBase:
             models[path] = rng.uniform(-0.5, 0.5, shape) + (2 if path.startswith("low") else -2)
         if path.endswith("predict"):
             models[path] = np.array([0.625, 0.625, -0.375, 0.125])
+        if odd_width and path.startswith("level"):
+            _see_signs(models, path, rng)
     trained = trees.from_leaves(synthesis), trees.from_leaves(models)
     return grids.make_base(net, *trained, {"command": "tests/bases.py"})
 
 
+def _see_signs(models: dict[str, np.ndarray], path: str, rng: np.random.RandomState) -> None:
+    """Weights of details that see signs: of 0, of 2 or more, and of the tail, less or more likely
+    the larger the latents around."""
+    name, shape = path.split("/")[1], models[path].shape
+    if name == "weight3":
+        models[path] *= np.repeat((-1, 0.5, 0.5), 3)
+    elif name == "bias3":
+        models[path] = rng.uniform(-0.3, 0.3, shape) + np.repeat((1.5, -1, -0.5), 3)
+    elif name == "gate_bias":
+        models[path] = rng.uniform(0.5, 1.5, shape)
+    elif name in ("odd1", "odd2", "gate"):
+        models[path] = rng.uniform(-1, 1, shape) / {"odd1": 4, "odd2": 1, "gate": 8}[name]
+
+
 @cache
-def _shared() -> tuple[Base, GridBase]:
-    return tiny_base(), tiny_grid_base()
+def _shared() -> tuple[Base, list[GridBase]]:
+    return tiny_base(), [tiny_grid_base(), tiny_grid_base(odd_width=3)]
 
 
 def shared_of(data: bytes) -> Base | GridBase:
     """The tiny base that the decoder of a stream takes, whatever else is wrong with the stream."""
-    modulated, grid = _shared()
-    return grid if data[4:5] == bytes([codecs.LatentGrid.tag]) else modulated
+    modulated, grids = _shared()
+    if data[4:5] != bytes([codecs.LatentGrid.tag]):
+        return modulated
+    return next((base for base in grids if base.digest[:4] in data), grids[0])

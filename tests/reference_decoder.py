@@ -28,6 +28,7 @@ TOP_OCTAVE = (
     4610889955683844661,
     4611016602927045598,
 )
+SIXTEENTH = 4332278087304955805
 EIGHTHS = (
     1.0,
     1.0905077326652577,
@@ -388,6 +389,7 @@ class GridCoder:
     def __init__(self, base: GridFile, payload: bytes):
         self.base, self.coder = base, RangeDecoder(payload)
         self.models: dict[str, list[np.ndarray]] = {}
+        self.odd: dict[str, list[np.ndarray]] = {}
 
     def model(self, name: str, features: list[int]) -> list[int]:
         """The levels of scale."""
@@ -401,6 +403,44 @@ class GridCoder:
         h = np.clip((np.array(features, np.int64) @ w1 + b1) // 2**8, 0, 2**16)
         h = np.clip((h @ w2 + b2) // 2**10, 0, 2**16)
         return np.clip((h @ w3 + b3 + 2**15) // 2**16 + 16, 0, 63).tolist()
+
+    def logits(self, name: str, features: list[int], signs: list[int]) -> list[list[int]]:
+        """Of each of three bands: zero, sign, up, down, tail; in sixteenths."""
+        if name not in self.odd:
+            self.odd[name] = [
+                self.base.arrays[f"models/{name}/{leaf}"].astype(np.int64)
+                for layer in (1, 2, 3)
+                for leaf in (f"weight{layer}", f"bias{layer}")
+            ] + [
+                self.base.arrays[f"models/{name}/{leaf}"].astype(np.int64)
+                for leaf in ("odd1", "fold", "gate", "gate_bias", "odd2")
+            ]
+        w1, b1, w2, b2, w3, b3, odd1, fold, gate, gate_bias, odd2 = self.odd[name]
+        h = np.clip((np.array(features, np.int64) @ w1 + b1) // 2**8, 0, 2**16)
+        u = np.clip(np.array(signs, np.int64) @ odd1, -(2**8), 2**8)
+        h = np.clip((h @ w2 + abs(u) @ fold + b2) // 2**10, 0, 2**16)
+        v = u * np.clip((h @ gate + gate_bias) // 2**10, -(2**16), 2**16)
+        v = np.sign(v) * (abs(v) // 2**8)
+        even = (h @ w3 + b3 + 2**13) // 2**14
+        odd = v @ odd2
+        odd = np.sign(odd) * ((abs(odd) + 2**13) // 2**14)
+        found = []
+        for b in range(3):
+            more, lean = even[3 + b], odd[3 + b]
+            row = [even[b], odd[b], more + lean, more - lean, even[6 + b]]
+            found.append([min(max(int(x), -192), 192) for x in row])
+        return found
+
+    def read_decided(self, logits: list[list[int]]) -> list[int]:
+        """The symbols of one diagonal, of models that see signs."""
+        symbols = [self.coder.place(five_ends(*row[:4])) - 2 for row in logits]
+        far = [n for n, symbol in enumerate(symbols) if abs(symbol) == 2]
+        low = [self.coder.place(tail_ends(logits[n][4])[0]) for n in far]
+        high = [self.coder.place(tail_ends(logits[n][4])[1]) for n in far]
+        high = [abs(read_escape(self.coder, 15)) if h == 16 else h for h in high]
+        for n, a, b in zip(far, low, high, strict=True):
+            symbols[n] += (1 if symbols[n] > 0 else -1) * (a + 16 * b)
+        return symbols
 
     def read(self, levels: list[int]) -> list[int]:
         """The symbols of one diagonal."""
@@ -444,8 +484,10 @@ class GridCoder:
     ) -> None:
         z = details[level]
         bands = range(3 * component, 3 * component + 3)
+        name, signs = f"level{level}_{component}", "odd_width" in self.base.net
         for places in diagonals(*z.shape[:2]):
             levels: list[int] = []
+            logits: list[list[int]] = []
             for i, j in places:
                 features: list[int] = []
                 for r, s in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (-2, 0), (0, -2)):
@@ -456,8 +498,14 @@ class GridCoder:
                 if level + 1 < len(details):
                     for r, s in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
                         features += seen_at(details[level + 1], i // 2 + r, j // 2 + s, bands)
-                levels += self.model(f"level{level}_{component}", [*features, 8 * (step - 32)])
-            symbols = self.read(levels)
+                if signs:
+                    own = [min(max(value, -8), 8) for value in features]
+                    magnitudes = [mag(value) for value in features]
+                    logits += self.logits(name, [*magnitudes, 8 * (step - 32)], own)
+                else:
+                    magnitudes = [mag(value) for value in features]
+                    levels += self.model(name, [*magnitudes, 8 * (step - 32)])
+            symbols = self.read_decided(logits) if signs else self.read(levels)
             refuse_if(max(map(abs, symbols)) >= 1 << 24, "symbols")
             for n, (i, j) in enumerate(places):
                 z[i, j, bands.start : bands.stop] = symbols[3 * n : 3 * n + 3]
@@ -480,7 +528,7 @@ def mag(value: int) -> int:
 def seen_at(z: np.ndarray, i: int, j: int, bands: range) -> list[int]:
     if not (0 <= i < z.shape[0] and 0 <= j < z.shape[1]):
         return [0, 0, 0]
-    return [mag(int(z[i, j, band])) for band in bands]
+    return [int(z[i, j, band]) for band in bands]
 
 
 def neighbours_of(own: list[list[int]], i: int, j: int, columns: int) -> tuple[int, ...]:
@@ -609,6 +657,47 @@ def read_escape(coder: RangeDecoder, m: int) -> int:
     for _ in range(length - 1):
         excess = 2 * excess + coder.bit()
     return -(m + excess) if sign else m + excess
+
+
+@cache
+def sigmoid(logit: int) -> int:
+    """2^62 / (1 + exp(-logit / 16))."""
+    if logit < 0:
+        return 2**62 - sigmoid(-logit)
+    power = 2**62
+    for _ in range(logit):
+        power = power * SIXTEENTH >> 62
+    return 2**124 // (2**62 + power)
+
+
+@cache
+def five_ends(zero: int, sign: int, up: int, down: int) -> np.ndarray:
+    """Of -2 or less, -1, 0, 1, 2 or more."""
+    zero, sign, up, down = (sigmoid(logit) >> 38 for logit in (zero, sign, up, down))
+    above = (2**24 - zero) * sign >> 24
+    below = 2**24 - zero - above
+    two, minus_two = above * up >> 24, below * down >> 24
+    a, b, d, e = (max(1, x) for x in (minus_two, below - minus_two, above - two, two))
+    return np.cumsum([0, a, b, 2**24 - a - b - d - e, d, e])
+
+
+@cache
+def tail_ends(logit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of what is more than 2: modulo 16; the sixteens and their escape."""
+    ratio, ends = sigmoid(logit), []
+    for whole in (False, True):
+        powers = [2**62]
+        for _ in range(16):
+            powers.append(powers[-1] * ratio >> 62)
+        if whole:
+            counts = [(a - b) >> 38 for a, b in pairwise(powers)] + [powers[16] >> 38]
+        else:
+            counts = [(a - b) * 2**24 // (powers[0] - powers[16]) for a, b in pairwise(powers)]
+        counts = [max(1, count) for count in counts]
+        counts[counts.index(max(counts))] += 2**24 - sum(counts)
+        ends.append(np.cumsum([0, *counts]))
+        ratio = powers[16]
+    return ends[0], ends[1]
 
 
 @cache

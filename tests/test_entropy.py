@@ -202,6 +202,8 @@ def test_the_constants_are_what_the_exponential_says():
             b = Decimal(2) ** (Decimal(44 + i) / 4)
             exact = Decimal(2) ** 62 * (-1 / (2 * b)).exp()
             assert constant == int(exact.to_integral_value(rounding=ROUND_HALF_EVEN))
+        exact = Decimal(2) ** 62 * (Decimal(-1) / entropy.LOGIT_UNIT).exp()
+        assert int(exact.to_integral_value(rounding=ROUND_HALF_EVEN)) == entropy._SIXTEENTH
 
 
 @pytest.mark.parametrize("level", range(NUM_LEVELS))
@@ -616,9 +618,9 @@ def packed(first: int, *levels: int) -> bytes:
 
 def test_symbols_beyond_two_to_the_thirty_are_refused_in_several_calls_too():
     symbols, level_list = np.array([LIMIT, -LIMIT, 0]), np.array([0, 20, 63])
-    encoder = entropy.LaplaceEncoder()
+    encoder = entropy.CallEncoder()
     encoder.put(symbols, level_list)
-    assert (entropy.LaplaceDecoder(encoder.to_bytes()).get(level_list) == symbols).all()
+    assert (entropy.CallDecoder(encoder.to_bytes()).get(level_list) == symbols).all()
     with pytest.raises(ValueError, match="expected 1073741824 at most"):
         encoder.put(np.array([LIMIT + 1]), np.array([20]))
 
@@ -628,10 +630,10 @@ def test_only_zeros_are_left_out_at_the_end():
     for seed in range(1500):
         level_list = np.full(3, 30)
         symbols = sample(level_list, seed)
-        encoder = entropy.LaplaceEncoder()
+        encoder = entropy.CallEncoder()
         encoder.put(symbols, level_list)
         data = encoder.to_bytes()
-        assert (entropy.LaplaceDecoder(data).get(level_list) == symbols).all()
+        assert (entropy.CallDecoder(data).get(level_list) == symbols).all()
         ends.add(data[-1:])
     assert len(ends) > 200  # nearly every byte was the last of some stream
 

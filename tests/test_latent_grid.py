@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from inrjax.types import BitstreamError
 BASE = tiny_grid_base()
 NET = BASE.net
 SHARED = Shared(**BASE.approximate)
+SIGNS = tiny_grid_base(odd_width=3)
+"""Its context models see signs, as those of `BASE` do not."""
+
+BOTH = pytest.mark.parametrize("base", [BASE, SIGNS], ids=["blind", "signs"])
 
 
 def random_latents(
@@ -60,7 +64,8 @@ def test_grids_halve_rounded_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"levels": 0}, {"levels": 8}, {"width": 0}, {"context_width": 0}]
+    "wrong",
+    [{"levels": 0}, {"levels": 8}, {"width": 0}, {"context_width": 0}, {"odd_width": -1}],
 )
 def test_nets_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -130,11 +135,13 @@ def slow_levels(weights: Any, features: Sequence[int]) -> list[int]:
     return [min(max((value + (1 << 15) >> 16) + 16, 0), 63) for value in layer(hidden, 3)]
 
 
-def extreme_weights(rng: np.random.Generator, name: str, share: float) -> dict[str, np.ndarray]:
+def extreme_weights(
+    rng: np.random.Generator, name: str, share: float, net: LatentGridNet = NET
+) -> dict[str, np.ndarray]:
     """Integers up to a share of the largest that `context.check_integers` lets pass."""
     weights = {}
-    for leaf, shape in context.shapes(NET)[name].items():
-        limit = int(share * (1 << (40 if leaf.startswith("bias") else 17)))
+    for leaf, shape in context.shapes(net)[name].items():
+        limit = int(share * (1 << (40 if "bias" in leaf else 17)))
         weights[leaf] = rng.integers(-limit, limit + 1, shape).astype(np.float64)
     assert context.check_integers(weights)
     return weights
@@ -170,23 +177,121 @@ def test_float_models_are_within_a_quarter_octave_of_the_integers(name: str) -> 
     assert len(np.unique(levels)) > 3
 
 
+def slow_logits(weights: Any, features: Sequence[int], signs: Sequence[int]) -> list[list[int]]:
+    """`context.exact_logits` of one row, in Python's integers: zero, sign, up, down, tail of three
+    bands."""
+
+    def times(row: Sequence[int], leaf: str) -> list[int]:
+        matrix = [[int(w) for w in line] for line in weights[leaf]]
+        return [
+            sum(x * w for x, w in zip(row, line, strict=True)) for line in zip(*matrix, strict=True)
+        ]
+
+    def plus(row: Sequence[int], leaf: str) -> list[int]:
+        return [x + int(b) for x, b in zip(row, weights[leaf], strict=True)]
+
+    def within(value: int, low: int, high: int) -> int:
+        return min(max(value, low), high)
+
+    def towards_0(value: int, bits: int, more: int = 0) -> int:
+        return (abs(value) + more >> bits) * (1 if value > 0 else -1)
+
+    even = [within(x >> 8, 0, 1 << 16) for x in plus(times(features, "weight1"), "bias1")]
+    turned = [within(x, -256, 256) for x in times(signs, "odd1")]
+    folded = times([abs(x) for x in turned], "fold")
+    sums = [x + y for x, y in zip(times(even, "weight2"), folded, strict=True)]
+    even = [within(x >> 10, 0, 1 << 16) for x in plus(sums, "bias2")]
+    gates = [x >> 10 for x in plus(times(even, "gate"), "gate_bias")]
+    gates = [within(gate, -(1 << 16), 1 << 16) for gate in gates]
+    weighed = [towards_0(x * gate, 8) for x, gate in zip(turned, gates, strict=True)]
+    own = [x + (1 << 13) >> 14 for x in plus(times(even, "weight3"), "bias3")]
+    odd = [towards_0(x, 14, 1 << 13) for x in times(weighed, "odd2")]
+    rows = (own[:3], odd[:3], [own[3 + b] + odd[3 + b] for b in range(3)],
+            [own[3 + b] - odd[3 + b] for b in range(3)], own[6:])  # fmt: skip
+    return [[within(x, -192, 192) for x in row] for row in rows]
+
+
+DETAILS = [name for name in context.context_names(NET) if name.startswith("level")]
+
+
+def random_seen(rng: np.random.Generator, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (count, n) and signed ones (count, n - 1), int."""
+    num = context.num_features(NET, name)
+    latents = np.rint(rng.laplace(0, 2.0, (count, num - 1)))
+    steps = rng.integers(-256, 249, (count, 1))
+    return (
+        np.concatenate([context.magnitude(np, latents), steps], axis=1).astype(int),
+        context.signed(np, latents).astype(int),
+    )
+
+
+@pytest.mark.parametrize("name", DETAILS)
+@pytest.mark.parametrize("share", [1.0, 1e-2, 1e-4, None])
+def test_logits_are_those_of_integers(name: str, share: float | None) -> None:
+    rng = np.random.default_rng(0)
+    weights = SIGNS.exact[name]
+    if share is not None:
+        weights = extreme_weights(rng, name, share, SIGNS.net)
+    features, signs = random_seen(rng, name, 40)
+    logits = context.exact_logits(weights, features.astype(float), signs.astype(float))
+    expected = [
+        slow_logits(weights, *row) for row in zip(features.tolist(), signs.tolist(), strict=True)
+    ]
+    np.testing.assert_array_equal(np.stack(logits, axis=1), expected)
+
+
+@pytest.mark.parametrize("name", DETAILS)
+def test_signs_turned_turn_the_distribution(name: str) -> None:
+    features, signs = (
+        own.astype(float) for own in random_seen(np.random.default_rng(1), name, 200)
+    )
+    for weights, find in (
+        (SIGNS.exact[name], context.exact_logits),
+        (SIGNS.approximate["context"][name], partial(context.logits, np)),
+    ):
+        here, there = find(weights, features, signs), find(weights, features, -signs)
+        assert np.abs(here.sign).max() > 0 and np.abs(here.up - here.down).max() > 0
+        turned = here._replace(sign=-here.sign, up=here.down, down=here.up)
+        for own, other in zip(there, turned, strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize("name", DETAILS)
+def test_float_logits_are_near_the_integers(name: str) -> None:
+    """Within half a unit for each sum that is rounded, two of up and down, and a quarter for what
+    was rounded before."""
+    features, signs = (
+        own.astype(float) for own in random_seen(np.random.default_rng(2), name, 500)
+    )
+    floats = context.logits(np, SIGNS.approximate["context"][name], features, signs)
+    exact = context.exact_logits(SIGNS.exact[name], features, signs)
+    for kind, own, other in zip(exact._fields, floats, exact, strict=True):
+        sums = 2 if kind in ("up", "down") else 1
+        assert np.abs(own * entropy.LOGIT_UNIT - other).max() <= 0.5 * sums + 0.25
+        assert len(np.unique(other)) > 3
+
+
 def test_weights_in_fixed_point_are_exact() -> None:
-    for name, weights in BASE.models.items():
+    for name, weights in (*BASE.models.items(), *SIGNS.models.items()):
         back = context.to_integers(context.from_integers(weights))
         for leaf, values in weights.items():
             np.testing.assert_array_equal(back[leaf], values, err_msg=f"{name}/{leaf}")
 
 
-def walked(latents: Sequence[np.ndarray], step: int) -> list[np.ndarray]:
-    """The level of every latent, in arrays as the latents, as the coder sees them."""
+def walked(base: GridBase, latents: Sequence[np.ndarray], step: int) -> list[np.ndarray]:
+    """The model of every latent, in arrays as the latents with an axis more, as the coder sees it:
+    a level of scale, or five logits."""
     found: list[np.ndarray] = []
 
-    def note(levels: np.ndarray, values: np.ndarray, mean: Any) -> np.ndarray:
-        found.append(levels)
+    def note(model: Any, values: np.ndarray, mean: Any) -> np.ndarray:
+        decided = isinstance(model, entropy.Logits)
+        found.append(np.stack(model, axis=-1) if decided else model[..., None])
         return values
 
-    grids._walk(BASE, [own.copy() for own in latents], step, note)
-    calls, result = iter(found), [np.zeros(own.shape, int) for own in latents]
+    grids._walk(base, [own.copy() for own in latents], step, note)
+    logits = 5 if base.net.odd_width else 1
+    calls, result = iter(found), [np.zeros((*own.shape, logits), int) for own in latents[:-1]]
+    result.append(np.zeros((*latents[-1].shape, 1), int))
     for component in range(3):
         for row, column in grids._diagonals(*latents[-1].shape[:2]):
             result[-1][row, column, component] = next(calls)
@@ -206,26 +311,34 @@ def single(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
 _distributions: Any = jax.jit(gridfit.distributions, static_argnums=0)
 
 
+@BOTH
 @pytest.mark.parametrize("step", [12, 40])
-def test_the_estimate_has_the_coder_s_distributions(step: int) -> None:
+def test_the_estimate_has_the_coder_s_distributions(step: int, base: GridBase) -> None:
     """Whatever stands in a feature's place here must stand there: one misplaced neighbour, and
-    levels of real pictures are far apart."""
+    models of real pictures are far apart."""
     latents = wavelet_latents(photograph(37, 53), step)
-    width = latents[-1].shape[1]
-    models = _distributions(NET, SHARED.context, single(latents), np.float32(step), width)
-    for (_, exponents), levels in zip(models, walked(latents, step), strict=True):
-        assert np.abs(levels - np.clip(np.rint(4 * exponents + 16), 0, 63)).max() <= 1
-        assert len(np.unique(levels)) > 2
+    width, weights = latents[-1].shape[1], base.approximate["context"]
+    models = _distributions(base.net, weights, single(latents), np.float32(step), width)
+    for model, exact in zip(models, walked(base, latents, step), strict=True):
+        if isinstance(model, entropy.Logits):
+            units = np.stack(model, axis=-1) * entropy.LOGIT_UNIT
+            units[..., 2:4] = exact[..., 2:4] + (units - exact)[..., 2:4] / 2  # two are rounded
+        else:
+            units = np.clip(np.rint(4 * np.asarray(model.exponent)[..., None] + 16), 0, 63)
+        assert np.abs(exact - units).max() <= 1
+        for kind in range(exact.shape[-1]):
+            assert len(np.unique(exact[..., kind])) > 2
 
 
+@BOTH
 @pytest.mark.parametrize("step", [12, 28])
-def test_the_estimate_is_near_the_bytes(step: int) -> None:
-    image = photograph(64, 64, seed=2)
+def test_the_estimate_is_near_the_bytes(step: int, base: GridBase) -> None:
+    image, shared = photograph(64, 64, seed=2), Shared(**base.approximate)
     latents = wavelet_latents(image, step)
     target = gridfit.make_target(image)
-    estimate = float(gridfit.num_bits(NET, SHARED, single(latents), target, np.float32(step)))
+    estimate = float(gridfit.num_bits(base.net, shared, single(latents), target, np.float32(step)))
     assert sum(own.size for own in latents) > 3000
-    assert estimate == pytest.approx(8 * len(grids.encode_latents(BASE, latents, step)), rel=0.03)
+    assert estimate == pytest.approx(8 * len(grids.encode_latents(base, latents, step)), rel=0.03)
 
 
 def test_every_place_is_visited_once_after_all_it_looks_at() -> None:
@@ -246,12 +359,13 @@ def test_every_place_is_visited_once_after_all_it_looks_at() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (33, 65)])
 @pytest.mark.parametrize("reach", [0.3, 30.0, 1e6])
-def test_latents_come_back_exactly(size: tuple[int, int], reach: float) -> None:
+@BOTH
+def test_latents_come_back_exactly(size: tuple[int, int], reach: float, base: GridBase) -> None:
     latents = random_latents(NET, *size, reach)
     for own in latents:
         own.flags.writeable = False
-    data = grids.encode_latents(BASE, latents, 30)
-    back = grids.decode_latents(BASE, data, *size, 30)
+    data = grids.encode_latents(base, latents, 30)
+    back = grids.decode_latents(base, data, *size, 30)
     for own, other in zip(latents, back, strict=True):
         np.testing.assert_array_equal(own, other)
     assert not data.endswith(b"\0")
@@ -282,20 +396,21 @@ def test_latents_beyond_the_limit_are_refused() -> None:
     assert back[0][1, 1, 2] == (1 << 24) - 1
 
 
-def test_a_decoded_latent_beyond_the_limit_is_refused() -> None:
+@BOTH
+def test_a_decoded_latent_beyond_the_limit_is_refused(base: GridBase) -> None:
     """A coder that does not look writes one; the decoder does."""
     latents = random_latents(NET, 5, 5, 1.0)
     latents[0][1, 1, 2] = 1 << 24
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grids, "_LARGEST_LATENT", 1 << 30)
-        data = grids.encode_latents(BASE, latents, 30)
+        data = grids.encode_latents(base, latents, 30)
     with pytest.raises(BitstreamError, match="too large"):
-        grids.decode_latents(BASE, data, 5, 5, 30)
+        grids.decode_latents(base, data, 5, 5, 30)
 
 
 def test_calls_of_the_coder_are_read_by_the_same_calls() -> None:
     rng = np.random.default_rng(0)
-    encoder, calls = entropy.LaplaceEncoder(), []
+    encoder, calls = entropy.CallEncoder(), []
     for count, reach in ((1, 1.0), (0, 1.0), (7, 1e8), (300, 20.0), (40, 1e5)):
         levels = rng.integers(0, entropy.NUM_LEVELS, count)
         symbols = np.clip(rng.laplace(0, reach, count), -(2.0**30), 2.0**30).astype(np.int64)
@@ -303,7 +418,7 @@ def test_calls_of_the_coder_are_read_by_the_same_calls() -> None:
         calls.append((levels, symbols))
     data = encoder.to_bytes()
     for more in (b"", bytes(7)):  # what is beyond the end is 0
-        decoder = entropy.LaplaceDecoder(data + more)
+        decoder = entropy.CallDecoder(data + more)
         for levels, symbols in calls:
             np.testing.assert_array_equal(decoder.get(levels), symbols)
 
@@ -312,31 +427,118 @@ def test_one_call_costs_what_the_symbols_cost() -> None:
     rng = np.random.default_rng(0)
     levels = rng.integers(10, 40, 4000)
     symbols = np.rint(rng.laplace(0, entropy.scale(levels))).astype(np.int64)
-    encoder = entropy.LaplaceEncoder()
+    encoder = entropy.CallEncoder()
     encoder.put(symbols, levels)
     cost = entropy.cost(symbols, entropy.Laplace(levels))
     assert cost - 8 < 8 * len(encoder.to_bytes()) < cost * 1.001 + 64
 
 
+def random_logits(rng: np.random.Generator, count: int, reach: float) -> entropy.Logits:
+    limit = entropy.MAX_LOGIT
+    values = np.clip(np.rint(rng.normal(0, reach, (5, count))), -limit, limit).astype(np.int64)
+    return entropy.Logits(*values)
+
+
+def drawn(rng: np.random.Generator, logits: entropy.Logits) -> np.ndarray:
+    """Symbols as their logits have it, decision by decision."""
+    zero, sign, up, down, tail = (1 / (1 + np.exp(-own / entropy.LOGIT_UNIT)) for own in logits)
+    above = rng.random(zero.shape) < sign
+    more = rng.random(zero.shape) < np.where(above, up, down)
+    beyond = rng.geometric(1 - tail) - 1
+    magnitude = np.where(rng.random(zero.shape) < zero, 0, 1 + more * (1 + beyond))
+    return np.where(above, magnitude, -magnitude)
+
+
+def test_decided_calls_are_read_by_the_same_calls() -> None:
+    rng = np.random.default_rng(0)
+    encoder, calls = entropy.CallEncoder(), []
+    for count, reach in ((1, 1.0), (0, 1.0), (7, 1e8), (300, 20.0), (40, 1e5), (5, 0.2)):
+        logits, levels = random_logits(rng, count, 90.0), rng.integers(0, 64, count)
+        symbols = np.clip(rng.laplace(0, reach, count), -(2.0**30), 2.0**30).astype(np.int64)
+        encoder.put_decided(symbols, logits)
+        encoder.put(symbols, levels)
+        calls.append((logits, levels, symbols))
+    for more in (b"", bytes(7)):  # what is beyond the end is 0
+        decoder = entropy.CallDecoder(encoder.to_bytes() + more)
+        for logits, levels, symbols in calls:
+            np.testing.assert_array_equal(decoder.get_decided(logits), symbols)
+            np.testing.assert_array_equal(decoder.get(levels), symbols)
+    with pytest.raises(ValueError, match="expected"):
+        encoder.put_decided(np.array([1 << 31]), random_logits(rng, 1, 1.0))
+
+
+@pytest.mark.parametrize("reach", [10.0, 40.0, 80.0])
+def test_a_decided_call_costs_what_the_estimate_says(reach: float) -> None:
+    """Tails reach sixteens, but seldom what an escape is for."""
+    rng = np.random.default_rng(0)
+    logits = random_logits(rng, 20_000, reach)
+    logits = logits._replace(tail=np.minimum(logits.tail, 48))  # 1 in 21 ends it
+    symbols = drawn(rng, logits)
+    assert np.abs(symbols).max() > 18
+    encoder = entropy.CallEncoder()
+    encoder.put_decided(symbols, logits)
+    floats = entropy.Logits(*(own / entropy.LOGIT_UNIT for own in logits))
+    bits = float(np.asarray(entropy.decision_bits(symbols, floats), np.float64).sum())
+    assert bits * 0.999 - 64 < 8 * len(encoder.to_bytes()) < bits * 1.001 + 64
+
+
+def test_counts_are_the_decisions_probabilities() -> None:
+    limit = entropy.MAX_LOGIT
+    extremes = np.array([-limit, -7, 0, 40, limit])
+    logits = entropy.Logits(*(own.ravel() for own in np.meshgrid(*[extremes] * 5)))
+    counts = entropy.first_counts(logits)
+    assert counts.min() >= 1 and (counts.sum(axis=1) == 1 << 24).all()
+    floats = entropy.Logits(*(own / entropy.LOGIT_UNIT for own in logits))
+    one = np.exp2(
+        -np.stack([entropy.decision_bits(np.asarray(k), floats) for k in (-1, 0, 1)], axis=1)
+    )
+    np.testing.assert_allclose(counts[:, 1:4] / 2.0**24, one, rtol=1e-3, atol=1e-6)
+    for table in entropy._tail_tables():
+        assert table.min() >= 0 and ((table.astype(np.int64) + 1).sum(axis=1) == 1 << 24).all()
+    for symbol in range(2, 40):  # each is the one before times the tail's probability
+        two = [
+            np.asarray(entropy.decision_bits(np.asarray(k), floats), np.float64)
+            for k in (symbol, -symbol)
+        ]
+        more = np.asarray(entropy.decision_bits(np.asarray(symbol + 1), floats), np.float64)
+        np.testing.assert_allclose(more - two[0], np.log2(1 + np.exp(-floats.tail)), atol=1e-3)
+        np.testing.assert_allclose(
+            (two[1] - two[0])[floats.up == floats.down],
+            (floats.sign / np.log(2))[floats.up == floats.down],
+            atol=1e-3,
+        )
+
+
+def test_all_probabilities_of_decisions_sum_to_1() -> None:
+    logits = random_logits(np.random.default_rng(3), 50, 30.0)
+    floats = entropy.Logits(*(own / entropy.LOGIT_UNIT for own in logits))
+    floats = floats._replace(tail=np.minimum(floats.tail, 1.0))
+    total = sum(
+        np.exp2(-np.asarray(entropy.decision_bits(np.asarray(k), floats))) for k in range(-60, 61)
+    )
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
 def test_zeros_at_the_end_take_no_bytes() -> None:
     """The lower end of the range stays 0 while the first symbol of the table is coded."""
-    encoder = entropy.LaplaceEncoder()
+    encoder = entropy.CallEncoder()
     lowest = -(len(entropy.counts(20)) // 2 - 1)
     encoder.put(np.full(5, lowest), np.full(5, 20))
     data = encoder.to_bytes()
     assert not data.endswith(b"\0")
-    np.testing.assert_array_equal(entropy.LaplaceDecoder(data).get(np.full(5, 20)), [lowest] * 5)
+    np.testing.assert_array_equal(entropy.CallDecoder(data).get(np.full(5, 20)), [lowest] * 5)
 
 
 def test_a_symbol_beyond_the_coder_is_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
-        entropy.LaplaceEncoder().put(np.array([1 << 31]), np.array([3]))
+        entropy.CallEncoder().put(np.array([1 << 31]), np.array([3]))
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 40, b"\xff" * 4, bytes(30) + b"\xff" * 9])
-def test_bytes_of_no_encoder_are_latents_or_refused(data: bytes) -> None:
+@BOTH
+def test_bytes_of_no_encoder_are_latents_or_refused(data: bytes, base: GridBase) -> None:
     try:
-        latents = grids.decode_latents(BASE, data, 20, 20, 30)
+        latents = grids.decode_latents(base, data, 20, 20, 30)
         assert max(np.abs(own).max() for own in latents) < 1 << 24
     except BitstreamError as error:
         assert "damaged" in str(error)
@@ -349,6 +551,7 @@ _pixels: Any = jax.jit(gridfit.pixels, static_argnums=(0, 4))
 _padded: Any = jax.jit(gridfit.pixels, static_argnums=0)
 _improve: Any = jax.jit(gridfit.improve, static_argnums=0)
 _context_slopes: Any = jax.jit(gridfit.context_slopes, static_argnums=(0, 4))
+_details: Any = jax.jit(gridfit._details, static_argnums=0)
 
 
 STEADY = np.float32(1), np.float32(0), np.float32(0.5)
@@ -427,45 +630,44 @@ def test_a_fit_lowers_the_loss_and_leaves_what_is_beyond_the_picture() -> None:
         assert not own.any()
 
 
-def test_the_slopes_of_the_context_are_derivatives_of_the_bits() -> None:
-    """By what one model sees of one latent, all else equal: its causal neighbours pay."""
+@BOTH
+def test_the_slopes_of_the_context_are_derivatives_of_the_bits(base: GridBase) -> None:
+    """By what models see of one latent, all else equal: those pay that see it."""
+    net, weights = base.net, base.approximate["context"]
     image, step = photograph(37, 53, seed=3), np.float32(20)
     target = gridfit.make_target(image)
-    latents: Any = [jnp.asarray(own) for own in gridfit.start(NET, target, step)]
-    sizes = tuple(NET.sizes(37, 53))
-    slopes, models = _context_slopes(NET, SHARED.context, latents, step, sizes)
+    latents: Any = [jnp.asarray(own) for own in gridfit.start(net, target, step)]
+    sizes = tuple(net.sizes(37, 53))
+    slopes, models = _context_slopes(net, weights, latents, step, sizes)
     for own, other in zip(
         jax.tree.leaves(models),
-        jax.tree.leaves(_distributions(NET, SHARED.context, latents, step, sizes[-1][1])),
+        jax.tree.leaves(_distributions(net, weights, latents, step, sizes[-1][1])),
         strict=True,
     ):
         np.testing.assert_allclose(own, other, atol=1e-5)
+    assert len(slopes.signed) == (net.levels if net.odd_width else 0)
 
-    def neighbours_bits(latents: Any, place: int, index: Any) -> float:
-        """All bits but the latent's own, whose magnitude is changed."""
-        models = _distributions(NET, SHARED.context, latents, step, sizes[-1][1])
-        total = 0.0
-        for k, (values, model) in enumerate(zip(latents, models, strict=True)):
-            rows, columns = sizes[min(k + 1, NET.levels)]
-            bits = np.array(gridfit.bits_of(values, *model), np.float64)
-            if k == place:
-                bits[index] = 0
-            total += bits[:rows, :columns].sum()
-        return total
+    def bits(seen: gridfit.Seen) -> np.ndarray:
+        """Of each latent of the details, when models see what they are told to."""
+        return np.concatenate([
+            np.asarray(gridfit.bits_of(own, model), np.float64)[:rows, :columns].ravel()
+            for own, model, (rows, columns) in zip(
+                latents, _details(net, weights, seen, step), sizes[1:], strict=False
+            )
+        ])  # fmt: skip
 
-    for place in range(NET.levels):
-        index = np.unravel_index(np.argmax(np.abs(slopes[place])), slopes[place].shape)
-        own = latents[place]
-        units, costs = [], []
-        large = jnp.abs(own[index]) + 64  # there a next integer is a small step of the magnitude
-        for value in (large, large + 4):
-            moved = [*latents[:place], own.at[index].set(value), *latents[place + 1 :]]
-            units.append(float(context.magnitude(jnp, value)))
-            costs.append(neighbours_bits(moved, place, index))
-        at = [*latents[:place], own.at[index].set(large + 2), *latents[place + 1 :]]
-        slope = _context_slopes(NET, SHARED.context, at, step, sizes)[0][place][index]
-        expected = (costs[1] - costs[0]) / (units[1] - units[0])
-        assert float(slope) == pytest.approx(expected, rel=0.05, abs=2e-4)
+    seen = gridfit._seen(net, latents)
+    for kind, reach in (("magnitudes", 2.0), ("signed", 0.01)):
+        for level, own in enumerate(getattr(slopes, kind)):
+            index = np.unravel_index(np.argmax(np.abs(own)), own.shape)
+            sums = []
+            for side in (-reach, reach):
+                moved = list(getattr(seen, kind))
+                moved[level] = moved[level].at[index].add(side)
+                sums.append(bits(seen._replace(**{kind: moved})).sum())
+            expected = (sums[1] - sums[0]) / (2 * reach)
+            assert abs(expected) > 1e-4
+            assert float(own[index]) == pytest.approx(expected, rel=0.05, abs=2e-4)
 
 
 def test_without_foresight_a_step_is_the_same_at_0_and_at_none() -> None:

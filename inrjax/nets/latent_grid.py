@@ -43,15 +43,22 @@ class LatentGridNet:
       levels: grids of details, 1..7.
       width: neurons of a sine layer, two at every resolution.
       context_width: neurons of a layer of the context models.
+      odd_width: neurons of theirs that see signs, for details (see `inrjax.context.logits`); 0 for
+        none, as the first bases had: details are then Laplace distributed around 0.
     """
 
     levels: int = 5
     width: int = 32
     context_width: int = 32
+    odd_width: int = 48
 
     def __post_init__(self):
-        if not 1 <= self.levels <= 7 or min(self.width, self.context_width) < 1:
-            raise ValueError(f"got {self}, expected 1 to 7 levels and widths of at least 1")
+        widths = self.width, self.context_width
+        if not 1 <= self.levels <= 7 or min(widths) < 1 or self.odd_width < 0:
+            raise ValueError(
+                f"got {self}, expected 1 to 7 levels, widths of at least 1, an odd_width of 0 or "
+                "more"
+            )
 
     def components(self, level: int) -> int:
         """Colour components that have details on grid ``level``, counted from 0 for the finest."""

@@ -72,9 +72,10 @@ SMALL: dict[str, Callable[[], Any]] = {
 
 
 def all_codecs() -> dict[str, Any]:
-    """Every codec whose stream is our own format, by name."""
+    """Every codec whose stream is our own format, by name; LatentGrid of both kinds of base."""
     made = [SMALL.get(kind().name, kind)() for kind in codecs.BY_TAG.values()]
-    return {codec.name: codec for codec in [*made, codecs.Fmm()]}
+    by_name = {codec.name: codec for codec in [*made, codecs.Fmm()]}
+    return by_name | {"latent-grid-signs": codecs.LatentGrid(base=tiny_grid_base(odd_width=3))}
 
 
 def paths() -> list[Path]:
