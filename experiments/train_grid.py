@@ -72,7 +72,7 @@ def run(
     info = gridtrain.noted(config.training, crops, losses) | {
         "command": f"python -m experiments.train_grid --num-steps {config.training.num_steps} "
         f"--num-crops {config.num_crops} --seed {config.training.seed}"
-        + (f" --start {start.name}" if start else ""),
+        + (f" --start {start}" if start else ""),
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
