@@ -115,15 +115,17 @@ def decision_bits(
     JAX."""
     import jax.numpy as jnp
 
-    def wrong(logit: Any) -> Any:  # nats of a decision against its logit
-        return jnp.logaddexp(0.0, logit)
-
+    # Nats of each decision against its logit; for it they are those less the logit. Nothing here
+    # depends on the symbols, so that a program that asks for several of them computes it once.
+    against = Logits(*(jnp.logaddexp(0.0, logit) for logit in logits))
+    longer = against.tail - logits.tail
+    above = (against.sign - logits.sign, against.up, against.up - logits.up)
+    below = (against.sign, against.down, against.down - logits.down)
     magnitude = jnp.abs(symbols)
-    more = jnp.where(symbols > 0, logits.up, logits.down)
-    beyond = wrong(-more) + (magnitude - 2) * wrong(-logits.tail) + wrong(logits.tail)
-    side = wrong(jnp.where(symbols > 0, -logits.sign, logits.sign))
-    other = wrong(logits.zero) + side + jnp.where(magnitude >= 2, beyond, wrong(more))
-    return jnp.where(magnitude == 0, wrong(-logits.zero), other) / np.log(2)
+    side, one, more = (jnp.where(symbols > 0, *pair) for pair in zip(above, below, strict=True))
+    beyond = more + (magnitude - 2) * longer + against.tail
+    other = against.zero + side + jnp.where(magnitude >= 2, beyond, one)
+    return jnp.where(magnitude == 0, against.zero - logits.zero, other) / np.log(2)
 
 
 @lru_cache(maxsize=NUM_LEVELS)
