@@ -554,10 +554,13 @@ def test_the_ladder_counts_multiplications_of_latent_grids() -> None:
     from experiments import ladder
     from inrjax.nets.latent_grid import LatentGridNet
 
-    synthesis, models = ladder.grid_multiplications(LatentGridNet(1, 4, 5))
     kernel, sines = 25 * 6 * 12, 9 * 9 * 4 + 4 * 4 + 4 * 12
-    assert synthesis == 9 + (kernel + sines + 27) / 4
-    assert models == (19 * 5 + 5 * 5 + 5 * 3) / 4  # six places of three bands, and the step
+    # Six places of three bands, and the step; the layers of signs.
+    blind, odd = 19 * 5 + 5 * 5, 18 * 2 + 2 * 5 + 5 * 2 + 2 * 6
+    for odd_width, expected in ((0, blind + 5 * 3), (2, blind + 5 * 9 + odd)):
+        synthesis, models = ladder.grid_multiplications(LatentGridNet(1, 4, 5, odd_width))
+        assert synthesis == 9 + (kernel + sines + 27) / 4
+        assert models == expected / 4
 
 
 def test_grid_choices_smoke(tmp_path: Path) -> None:

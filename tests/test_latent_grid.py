@@ -240,6 +240,17 @@ def test_logits_are_those_of_integers(name: str, share: float | None) -> None:
     np.testing.assert_array_equal(np.stack(logits, axis=1), expected)
 
 
+def test_files_of_a_base_before_are_still_read() -> None:
+    old = grids.find_base(bytes.fromhex("fbb48406"))
+    assert old is not None and old.net.odd_width == 0 < grids.packaged_base().net.odd_width
+    image = np.full((5, 7, 3), 128, np.uint8)
+    latents = [np.zeros(shape, np.int64) for shape in old.net.latent_shapes(5, 7)]
+    codec = LatentGrid(20, base=old)
+    stream = codec.pack(image, latents)
+    assert np.abs(decode_stream(stream).astype(int) - image).max() <= 6
+    np.testing.assert_array_equal(decode_stream(stream), codec.decode([stream])[0])
+
+
 @pytest.mark.parametrize("name", DETAILS)
 def test_signs_turned_turn_the_distribution(name: str) -> None:
     features, signs = (
@@ -949,7 +960,7 @@ def test_integers_that_could_lose_a_bit_are_refused() -> None:
 
 
 CONFIG = gridtrain.GridTrainConfig(
-    net=LatentGridNet(2, 4, 4), num_steps=4, crops_per_step=2, learning_rate=1e-3
+    net=LatentGridNet(2, 4, 4, 3), num_steps=4, crops_per_step=2, learning_rate=1e-3
 )
 CROPS = np.stack([photograph(64, 64, seed) for seed in range(4)])
 
@@ -982,6 +993,38 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     base = grids.make_base(CONFIG.net, *whole, gridtrain.noted(CONFIG, CROPS, losses[-1]))
     grids.save_grid_base(tmp_path / "grid.npz", base)
     assert grids.load_grid_base(tmp_path / "grid.npz").info["num_crops"] == 4
+
+
+def test_training_begins_with_what_another_base_has_of_the_same_name_and_shape() -> None:
+    shared = gridtrain.started(CONFIG.net, BASE, seed=0)
+    fresh = gridtrain.initial(CONFIG.net, seed=0)
+    theirs = dict(trees.leaves(BASE.approximate))
+    kept = 0
+    for part in ("synthesis", "context"):
+        pairs = zip(
+            trees.leaves(getattr(shared, part)), trees.leaves(getattr(fresh, part)), strict=True
+        )
+        for (path, own), (_, new) in pairs:
+            other = theirs.get(f"{part}/{path}")
+            same = other is not None and other.shape == new.shape
+            np.testing.assert_array_equal(own, other if same else new)
+            kept += same
+    assert kept == len(theirs) - 4 * 2  # the last layers of the four models of details are wider
+
+
+def test_a_training_from_one_base_is_not_resumed_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(config: Any, state: Any, data: Any) -> Any:  # nothing is to be compiled
+        return state._replace(step=state.step + 1)
+
+    monkeypatch.setattr(gridtrain, "_outer_step", counted)
+    begun = gridtrain.train(CONFIG, CROPS, tmp_path, start=BASE)
+    expected = gridtrain.started(CONFIG.net, BASE, CONFIG.seed)
+    assert jax.tree.all(jax.tree.map(np.array_equal, begun, expected))
+    for other in (None, SIGNS):
+        with pytest.raises(ValueError, match="run"):
+            gridtrain.train(CONFIG, CROPS, tmp_path, start=other)
 
 
 def test_training_keeps_gains_within_bounds_and_bounds_nothing_else(
