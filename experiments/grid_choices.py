@@ -80,10 +80,11 @@ class OwnScales(common.Wrapped):
         for _ in range(2):
             levels = own_levels(net, latents)
             under = replace(grid, base=with_scales(_base_of(grid), levels))
-            shared = gridfit.Shared(**_base_of(under).approximate)
+            blind = _base_of(under)
+            shared = gridfit.Shared(**blind.approximate)
             lmbda = grid.rate_weight * float(gridfit.rate_weight(grid.step))
             [latents] = gridfit.fit_latents(
-                net, shared, [image], grid.step, lmbda, grid.iterations, grid.seed
+                blind.net, shared, [image], grid.step, lmbda, grid.iterations, grid.seed
             )
         return bytes(levels) + under.pack(image, latents)
 
