@@ -63,10 +63,13 @@ def cut(pictures: Sequence[np.ndarray], count: int, side: int, seed: int) -> np.
 
 
 def run(
-    config: Config, data: Path | None, output: Path, checkpoints: Path, start: Path | None = None
+    config: Config,
+    data: Path | None,
+    output: Path,
+    checkpoints: Path,
+    start: grids.GridBase | None = None,
 ) -> Path:
-    """Learn and save the base; returns its file. ``start``: of a base to begin with."""
-    first = grids.load_grid_base(start) if start else None
+    """Learn and save the base; returns its file. ``start``: a base to begin with."""
     pictures = [read_image(path).image for path in datasets.cid22_train(data)]
     crops = cut(pictures, config.num_crops, config.side, config.training.seed)
     losses = np.zeros(0)
@@ -75,11 +78,11 @@ def run(
         nonlocal losses
         losses = new
 
-    shared = gridtrain.train(config.training, crops, checkpoints, _progress, note_losses, first)
+    shared = gridtrain.train(config.training, crops, checkpoints, _progress, note_losses, start)
     info = gridtrain.noted(config.training, crops, losses) | {
         "command": f"python -m experiments.train_grid --num-steps {config.training.num_steps} "
-        f"--num-crops {config.num_crops} --seed {config.training.seed}"
-        + (f" --start {start}" if start else ""),
+        f"--num-crops {config.num_crops} --seed {config.training.seed}",
+        "start": start.digest.hex() if start else "the wavelet",
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
@@ -109,10 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("inrjax/grids/grid.npz"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_grid"))
     options = vars(parser.parse_args(arguments))
-    paths = [options.pop(n) for n in ("data", "output", "checkpoints", "start")]
+    data, output, checkpoints = (options.pop(n) for n in ("data", "output", "checkpoints"))
+    try:
+        path = options.pop("start")
+        start = grids.load_grid_base(path) if path else None
+    except ValueError as error:
+        parser.error(str(error))
     sizes = {name: options.pop(name) for name in ("num_crops", "side")}
     config = Config(**sizes, training=replace(training, **options))
-    return run(config, *paths)
+    return run(config, data, output, checkpoints, start)
 
 
 if __name__ == "__main__":

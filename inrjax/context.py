@@ -31,7 +31,6 @@ UNIT = 64
 """Features are in units of 1/64."""
 
 FEATURE_BITS, WEIGHT_BITS, HIDDEN_BITS = 6, 10, 8
-_LOGIT_BITS = 4  # as `inrjax.entropy.LOGIT_UNIT` has them
 _MAX_HIDDEN = 1 << 16
 _MAX_WEIGHT = 1 << 17
 LARGEST = 1 << 14
@@ -298,8 +297,8 @@ def exact_logits(weights: Weights, features: np.ndarray, odd: np.ndarray) -> ent
     gates = np.clip(np.floor(gates / (1 << WEIGHT_BITS)), -_MAX_HIDDEN, _MAX_HIDDEN)
     # Turned and weighed, in 1/2^16; rounded towards 0, so that signs turned turn it exactly.
     weighed = np.trunc(turned * gates / (1 << HIDDEN_BITS))
-    # Down to 1/16, rounded: the even ones half up, the odd ones half away from 0.
-    unit = 1 << (HIDDEN_BITS + WEIGHT_BITS - _LOGIT_BITS)
+    # Down to the coder's unit, rounded: the even ones half up, the odd ones half away from 0.
+    unit = (1 << (HIDDEN_BITS + WEIGHT_BITS)) // entropy.LOGIT_UNIT
     own = np.floor((even @ weights["weight3"] + weights["bias3"]) / unit + 0.5)
     lean = weighed @ weights["odd2"] / unit
     lean = np.sign(lean) * np.floor(np.abs(lean) + 0.5)
