@@ -104,13 +104,13 @@ def _magnitudes() -> np.ndarray:
     return UNIT * power + (UNIT * (n - (1 << power)) >> power)
 
 
-_TABLE = _magnitudes()
+_TABLE = _magnitudes().astype(np.float64)
 
 
 def magnitude(xp: Any, latents: Any) -> Any:
     """What a model sees of latents: integers, about 64 log2(1 + abs(latent))."""
     places = xp.minimum(xp.abs(latents), LARGEST).astype(xp.int32)
-    return xp.asarray(_TABLE, xp.float32 if xp is not np else np.float64)[places]
+    return (_TABLE if xp is np else xp.asarray(_TABLE, xp.float32))[places]
 
 
 def signed(xp: Any, latents: Any) -> Any:
@@ -264,6 +264,11 @@ def check_integers(weights: Weights) -> bool:
     )
 
 
+def _within(values: np.ndarray, low: int, high: int) -> np.ndarray:
+    """`numpy.clip`, in half its time for the few values of a short diagonal."""
+    return np.minimum(np.maximum(values, low), high)
+
+
 def levels(weights: Weights, features: np.ndarray) -> np.ndarray:
     """The exact levels of scale (n, outputs) of `inrjax.entropy`, int64 0..63, of features (n, m).
 
@@ -271,14 +276,14 @@ def levels(weights: Weights, features: np.ndarray) -> np.ndarray:
     """
     shift = FEATURE_BITS + WEIGHT_BITS - HIDDEN_BITS
     hidden = features @ weights["weight1"] + weights["bias1"]
-    hidden = np.clip(np.floor(hidden / (1 << shift)), 0, _MAX_HIDDEN)
+    hidden = _within(np.floor(hidden / (1 << shift)), 0, _MAX_HIDDEN)
     hidden = hidden @ weights["weight2"] + weights["bias2"]
-    hidden = np.clip(np.floor(hidden / (1 << WEIGHT_BITS)), 0, _MAX_HIDDEN)
+    hidden = _within(np.floor(hidden / (1 << WEIGHT_BITS)), 0, _MAX_HIDDEN)
     exponents = hidden @ weights["weight3"] + weights["bias3"]
     # 4 levels an octave, level 16 for a scale of 1, rounded half up.
     half = 1 << (HIDDEN_BITS + WEIGHT_BITS - 3)
     quarter = 1 << (HIDDEN_BITS + WEIGHT_BITS - 2)
-    return np.clip(np.floor((exponents + half) / quarter) + 16, 0, 63).astype(np.int64)
+    return _within(np.floor((exponents + half) / quarter) + 16, 0, 63).astype(np.int64)
 
 
 def exact_logits(weights: Weights, features: np.ndarray, odd: np.ndarray) -> entropy.Logits:
@@ -289,12 +294,12 @@ def exact_logits(weights: Weights, features: np.ndarray, odd: np.ndarray) -> ent
     """
     shift = FEATURE_BITS + WEIGHT_BITS - HIDDEN_BITS
     even = features @ weights["weight1"] + weights["bias1"]
-    even = np.clip(np.floor(even / (1 << shift)), 0, _MAX_HIDDEN)
-    turned = np.clip(odd @ weights["odd1"], -(1 << HIDDEN_BITS), 1 << HIDDEN_BITS)
+    even = _within(np.floor(even / (1 << shift)), 0, _MAX_HIDDEN)
+    turned = _within(odd @ weights["odd1"], -(1 << HIDDEN_BITS), 1 << HIDDEN_BITS)
     even = even @ weights["weight2"] + np.abs(turned) @ weights["fold"] + weights["bias2"]
-    even = np.clip(np.floor(even / (1 << WEIGHT_BITS)), 0, _MAX_HIDDEN)
+    even = _within(np.floor(even / (1 << WEIGHT_BITS)), 0, _MAX_HIDDEN)
     gates = even @ weights["gate"] + weights["gate_bias"]
-    gates = np.clip(np.floor(gates / (1 << WEIGHT_BITS)), -_MAX_HIDDEN, _MAX_HIDDEN)
+    gates = _within(np.floor(gates / (1 << WEIGHT_BITS)), -_MAX_HIDDEN, _MAX_HIDDEN)
     # Turned and weighed, in 1/2^16; rounded towards 0, so that signs turned turn it exactly.
     weighed = np.trunc(turned * gates / (1 << HIDDEN_BITS))
     # Down to the coder's unit, rounded: the even ones half up, the odd ones half away from 0.

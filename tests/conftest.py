@@ -7,10 +7,11 @@ import importlib.util
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import jax
+import jaxlib.version
 import numpy as np
 import pytest
 
@@ -19,6 +20,11 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda for the tests marked gpu
+
+if (0, 10) <= jaxlib.version.__version_info__[:2] < (0, 11) and "XLA_FLAGS" not in os.environ:
+    # XLA's older compiler of fused loops takes half the present one's time, here and in processes
+    # that tests start. Other versions may not know the flag, and would end.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a test
 os.environ["INRJAX_INITS"] = ""  # and neither are inits that the user added
@@ -66,6 +72,30 @@ if importlib.util.find_spec("hypothesis"):
     # A first call, of a function that is checked or compiled, takes longer than the others.
     hypothesis.settings.register_profile("inrjax", deadline=None)
     hypothesis.settings.load_profile("inrjax")
+
+
+UNMEASURED = {
+    "test_benchmarks", "test_docs", "test_experiments", "test_figures", "test_golden",
+    "test_interruptions", "test_load", "test_notebooks", "test_plots", "test_quickstart",
+    "test_reference", "test_results",
+}  # fmt: skip
+"""Files of tests that count for no coverage: they run lines that others run, or no lines of the
+package. A tracer makes them, and processes that they start, take up to twice as long."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Stop measuring coverage, if it is measured, during tests that are `UNMEASURED`."""
+    coverage = sys.modules.get("coverage")
+    measured = coverage.Coverage.current() if coverage else None
+    if measured is None or item.path.stem not in UNMEASURED:
+        return (yield)
+    measured.stop()
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # for processes that tests start
+    try:
+        return (yield)
+    finally:
+        measured.start()  # sets it again
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
