@@ -516,11 +516,19 @@ def compiler_options(platform: str) -> dict[str, Any]:
     32, and gives no faster program. Each core has a fit of its own to do: to split its loops over
     the threads of the others costs time, and makes the bits depend on how many there are.
     """
-    options = {
-        "xla_cpu_prefer_vector_width": 512,
-        "xla_backend_optimization_level": 2,
-        "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
-    }
+    return known_options(
+        platform,
+        {
+            "xla_cpu_prefer_vector_width": 512,
+            "xla_backend_optimization_level": 2,
+            "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+        },
+    )
+
+
+def known_options(platform: str, options: dict[str, Any]) -> dict[str, Any]:
+    """These options of XLA for a CPU, as `jax.jit` takes them; none on another platform, and none
+    where XLA lacks one."""
     if platform != "cpu":
         return {}
     try:

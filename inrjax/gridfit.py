@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inrjax import context, entropy
+from inrjax.fit import known_options
 from inrjax.nets.latent_grid import LatentGridNet, analyze, level_params, step_size, synthesize
 from inrjax.nets.sine import sine
 from inrjax.types import Image
@@ -404,12 +405,17 @@ def loss(
     return mse(net, shared, latents, target, step) + lmbda * bpp
 
 
+_COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's way to compile fused loops before its present one, which takes half as long again for a
+program of so many small loops, and makes them no faster."""
+
+
 @cache
 def _programs(platform: str, batched: bool):
     """`improve` and `_better`; ``batched``: latents and target have an axis of pictures."""
-    del platform
+    options = known_options(platform, _COMPILER_OPTIONS)
     if not batched:
-        return jax.jit(improve, static_argnums=0), jax.jit(_better)
+        return jax.jit(improve, static_argnums=0, compiler_options=options), jax.jit(_better)
 
     def improve_all(net: Any, shared: Any, latents: Any, target: Any, *rest: Any) -> Any:
         def one(own: Any, target: Any) -> Any:
@@ -417,7 +423,8 @@ def _programs(platform: str, batched: bool):
 
         return jax.vmap(one)(latents, target)
 
-    return jax.jit(improve_all, static_argnums=0), jax.jit(jax.vmap(_better))
+    improve_jit = jax.jit(improve_all, static_argnums=0, compiler_options=options)
+    return improve_jit, jax.jit(jax.vmap(_better))
 
 
 def _better(best: Any, least: Any, latents: Any, value: Any) -> tuple[Any, Any]:

@@ -686,3 +686,10 @@ def test_eight_devices_give_the_bits_of_two(plans: str, tmp_path: Path) -> None:
         assert len(there.files) == len(here)
         for i, leaf in enumerate(here):
             np.testing.assert_array_equal(leaf, there[f"arr_{i}"])
+
+
+def test_options_that_xla_lacks_are_left_out() -> None:
+    known = {"xla_backend_optimization_level": 2}
+    assert fit.known_options("cpu", known) == known
+    assert fit.known_options("cpu", {**known, "xla_cpu_no_such_option": True}) == {}
+    assert fit.known_options("cuda", known) == {}
