@@ -75,8 +75,8 @@ if importlib.util.find_spec("hypothesis"):
 
 
 UNMEASURED = {
-    "test_benchmarks", "test_docs", "test_experiments", "test_figures", "test_golden",
-    "test_interruptions", "test_load", "test_notebooks", "test_plots", "test_quickstart",
+    "test_benchmarks", "test_docs", "test_experiments", "test_figures", "test_fuzz", "test_golden",
+    "test_interruptions", "test_load", "test_notebooks", "test_numerics", "test_quickstart",
     "test_reference", "test_results",
 }  # fmt: skip
 """Files of tests that count for no coverage: they run lines that others run, or no lines of the
