@@ -265,7 +265,7 @@ def check_integers(weights: Weights) -> bool:
 
 
 def _within(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    """`numpy.clip`, in half its time for the few values of a short diagonal."""
+    """`numpy.clip` without its overhead, which counts for the few values of a short diagonal."""
     return np.minimum(np.maximum(values, low), high)
 
 

@@ -22,8 +22,8 @@ if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")  # JAX_PLATFORMS=cuda for the tests marked gpu
 
 if (0, 10) <= jaxlib.version.__version_info__[:2] < (0, 11) and "XLA_FLAGS" not in os.environ:
-    # XLA's older compiler of fused loops takes half the present one's time, here and in processes
-    # that tests start. Other versions may not know the flag, and would end.
+    # XLA's older compiler of fused loops is quicker than the present one (see `inrjax.gridfit`),
+    # here and in processes that tests start. Other versions may not know the flag, and would end.
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a test
@@ -76,11 +76,11 @@ if importlib.util.find_spec("hypothesis"):
 
 UNMEASURED = {
     "test_benchmarks", "test_docs", "test_experiments", "test_figures", "test_fuzz", "test_golden",
-    "test_interruptions", "test_load", "test_notebooks", "test_numerics", "test_quickstart",
+    "test_interruptions", "test_load", "test_notebooks", "test_numerics",
     "test_reference", "test_results",
 }  # fmt: skip
-"""Files of tests that count for no coverage: they run lines that others run, or no lines of the
-package. A tracer makes them, and processes that they start, take up to twice as long."""
+"""Files of tests that count for no coverage: nearly all lines of the package that they run, others
+run too. A tracer makes them, and processes that they start, take up to twice as long."""
 
 
 @pytest.hookimpl(wrapper=True)
