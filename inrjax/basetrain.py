@@ -152,7 +152,7 @@ def _train(
     state = jax.device_put(state, everywhere)
     while done < config.num_steps:
         steps = min(CHECKPOINT_STEPS, config.num_steps - done)
-        state = _program(jax.default_backend())(config, steps, mesh, state, data)
+        state = _program(jax.default_backend())(config, mesh, steps, state, data)
         done += steps
         _check_losses(np.asarray(state.losses)[:done])
         if folder is not None:
@@ -219,23 +219,22 @@ def _optimizer(config: BaseTrainConfig) -> optax.GradientTransformation:
 @cache
 def _program(platform: str):
     options = fit.compiler_options(platform)
-    return jax.jit(_advance, static_argnums=(0, 1, 2), compiler_options=options)
+    return jax.jit(_advance, static_argnums=(0, 1), compiler_options=options)
 
 
-def _advance(config, num_steps, mesh, state, data):
-    """``num_steps`` more outer steps, the tasks of each shared out over the mesh."""
+def _advance(config, mesh, num_steps, state, data):
+    """``num_steps`` more outer steps, the tasks of each shared out over the mesh: one program for
+    chunks of all lengths."""
 
-    def on_device(state, data):
-        return jax.lax.scan(
-            lambda own, _: (_outer_step(config, mesh.size, own, data), None),
-            state,
-            length=num_steps,
-        )[0]
+    def on_device(num_steps, state, data):
+        return jax.lax.fori_loop(
+            0, num_steps, lambda _, own: _outer_step(config, mesh.size, own, data), state
+        )
 
     # check_vma=False: every device holds the same state, and gradients are summed by hand.
     return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(jax.P(), jax.P()), out_specs=jax.P(), check_vma=False
-    )(state, data)
+        on_device, mesh=mesh, in_specs=(jax.P(),) * 3, out_specs=jax.P(), check_vma=False
+    )(num_steps, state, data)
 
 
 def _outer_step(config: BaseTrainConfig, num_devices: int, state: TrainState, data):

@@ -527,9 +527,9 @@ def compiler_options(platform: str) -> dict[str, Any]:
 
 
 def known_options(platform: str, options: dict[str, Any]) -> dict[str, Any]:
-    """These options of XLA for a CPU, as `jax.jit` takes them; none on another platform, and none
-    where XLA lacks one."""
-    if platform != "cpu":
+    """These options of XLA for a CPU, as `jax.jit` takes them; none on another platform, none where
+    XLA lacks one, and none for who has set JAX_DISABLE_MOST_OPTIMIZATIONS: they would undo it."""
+    if platform != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return {}
     try:
         probe = jax.jit(lambda x: x + 1, compiler_options=options)

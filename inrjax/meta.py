@@ -179,7 +179,23 @@ def advance_by(
     key: jax.Array,
     axis: str | None = None,
 ) -> tuple[MetaState, jax.Array]:
-    """Run ``num_steps`` more outer steps; returns the state and the mean losses (num_steps,).
+    """Run ``num_steps`` more times `outer_step`; returns the state and the losses (num_steps,)."""
+
+    def step(state: MetaState, _) -> tuple[MetaState, jax.Array]:
+        return outer_step(task_gradient, sample_tasks, state, optimizer, key, axis)
+
+    return jax.lax.scan(step, state, length=num_steps)
+
+
+def outer_step(
+    task_gradient: TaskGradient,
+    sample_tasks: Callable[[jax.Array], Task],
+    state: MetaState,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    axis: str | None = None,
+) -> tuple[MetaState, jax.Array]:
+    """One outer step; returns the state and the tasks' mean loss.
 
     ``sample_tasks(key)`` gives a batch: a Task whose leaves have a leading axis of tasks, mapped
     one after the other, so that memory holds the derivatives of one task. The key of a step
@@ -190,19 +206,15 @@ def advance_by(
     holds the gradients of all tasks, and adds them in the order of tasks as one device does: no
     partial sums, so that the number of devices changes what XLA rounds, but not what is computed.
     """
-
-    def outer_step(state: MetaState, _) -> tuple[MetaState, jax.Array]:
-        tasks = sample_tasks(jax.random.fold_in(key, state.step))
-        losses, grads = _each_task(lambda task: task_gradient(state.meta, task), tasks, axis)
-        grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
-        moved: Any = optax.apply_updates(cast(Any, state.meta), updates)
-        proposed = MetaState(moved, opt_state, state.step)
-        finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.tree.norm(grads))
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
-        return kept._replace(step=state.step + 1), jnp.mean(losses)
-
-    return jax.lax.scan(outer_step, state, length=num_steps)
+    tasks = sample_tasks(jax.random.fold_in(key, state.step))
+    losses, grads = _each_task(lambda task: task_gradient(state.meta, task), tasks, axis)
+    grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
+    moved: Any = optax.apply_updates(cast(Any, state.meta), updates)
+    proposed = MetaState(moved, opt_state, state.step)
+    finite = jnp.isfinite(losses).all() & jnp.isfinite(optax.tree.norm(grads))
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+    return kept._replace(step=state.step + 1), jnp.mean(losses)
 
 
 def _each_task(function: Callable[[Any], Any], tasks: Any, axis: str | None) -> Any:

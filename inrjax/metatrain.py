@@ -294,7 +294,8 @@ def _train(
     on_progress: OnProgress | None,
 ) -> meta.MetaParams:
     mesh = _mesh(config.tasks_per_step)
-    data = jax.device_put(_task_data(images, config.seed), jax.NamedSharding(mesh, jax.P()))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    data = jax.device_put(_task_data(images, config.seed), everywhere)
     initial = method.start(initial_params(config, net), config.inner_steps)
     state = meta.start(initial, method.optimizer(config.num_steps))
     inputs = {"config": asdict(config), "method": repr(method), "data_sha256": digest}
@@ -302,10 +303,11 @@ def _train(
         restored = checkpoint.restore(folder, state, inputs)
         state = jax.tree.map(jnp.asarray, restored.state) if restored else state
     done = int(state.step)
+    state = jax.device_put(state, everywhere)  # where the program leaves it: one compilation
     while done < config.num_steps:
         steps = min(CHECKPOINT_STEPS, config.num_steps - done)
-        state, losses = _advance(config, method, net, steps, mesh, state, data)
-        if not np.isfinite(np.asarray(losses)).any():
+        state, any_finite = _advance(config, method, net, mesh, steps, state, data)
+        if not any_finite:
             raise ValueError("meta-training diverged: lower learning_rate or inner_rate")
         done += steps
         if folder is not None:
@@ -322,27 +324,34 @@ def _mesh(num_tasks: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("task",), axis_types=auto, devices=devices)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _advance(config, method, net, num_steps, mesh, state, data):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _advance(config, method, net, mesh, num_steps, state, data):
+    """``num_steps`` more outer steps; the state, and whether any of their losses was finite. One
+    program for chunks of all lengths: XLA takes longer to compile it than to run a hundred."""
+
     def loss_fn(params, points):
         coords, pixels = points
         return overfit.point_mse(net, params, coords, pixels, jnp.ones(coords.shape[1]))
 
-    def on_device(state, data):
-        return meta.advance_by(
-            method.task_gradient(loss_fn, config.inner_steps),
-            partial(_sample_tasks, config, data),
-            state,
-            method.optimizer(config.num_steps),
-            num_steps,
-            jax.random.key(config.seed),
-            "task",
-        )
+    def on_device(num_steps, state, data):
+        def step(_, carry):
+            state, any_finite = carry
+            state, loss = meta.outer_step(
+                method.task_gradient(loss_fn, config.inner_steps),
+                partial(_sample_tasks, config, data),
+                state,
+                method.optimizer(config.num_steps),
+                jax.random.key(config.seed),
+                "task",
+            )
+            return state, any_finite | jnp.isfinite(loss)
+
+        return jax.lax.fori_loop(0, num_steps, step, (state, jnp.array(False)))
 
     # check_vma=False: every device holds the same state, and no gradient may be summed over them.
     return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(jax.P(), jax.P()), out_specs=jax.P(), check_vma=False
-    )(state, data)
+        on_device, mesh=mesh, in_specs=(jax.P(),) * 3, out_specs=jax.P(), check_vma=False
+    )(num_steps, state, data)
 
 
 def initial_params(config: MetaTrainConfig, net: Siren) -> Params:

@@ -85,7 +85,9 @@ run too. A tracer makes them, and processes that they start, take up to twice as
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Stop measuring coverage, if it is measured, during tests that are `UNMEASURED`."""
+    """Have XLA optimise, except for tests marked ``unoptimized``, and stop measuring coverage, if
+    it is measured, during tests that are `UNMEASURED`."""
+    optimize(item.get_closest_marker("unoptimized") is None)
     coverage = sys.modules.get("coverage")
     measured = coverage.Coverage.current() if coverage else None
     if measured is None or item.path.stem not in UNMEASURED:
@@ -96,6 +98,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         measured.start()  # sets it again
+
+
+def optimize(wanted: bool) -> None:
+    """Let XLA do its optimisations or leave them out, here and in processes that tests start."""
+    if jax.config.read("jax_disable_most_optimizations") != wanted:
+        return
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not wanted))
+    # No test takes a program that another one compiled otherwise.
+    jax.clear_caches()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("inrjax.", "experiments.")):
+            for function in ("_program", "_programs", "compiler_options"):
+                if forget := getattr(getattr(module, function, None), "cache_clear", None):
+                    forget()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -27,6 +27,7 @@ def test_the_fast_and_the_naive_program_give_the_same_losses(net: Siren) -> None
     np.testing.assert_allclose(fast.losses, naive, rtol=2e-4)
 
 
+@pytest.mark.unoptimized
 def test_benchmark_fit_smoke(tmp_path: Path) -> None:
     folder = benchmark_fit.main(["--smoke", "--output", str(tmp_path)])
     assert folder is not None

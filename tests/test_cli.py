@@ -25,6 +25,8 @@ from inrjax.init import load_init, packaged_init, save_init
 from inrjax.results import read_rows, write_rows
 from inrjax.types import RDPoint
 
+pytestmark = pytest.mark.unoptimized
+
 WIDTH = codecs.inr.WIDTHS[0]
 FAST = ("--width", str(WIDTH), "--steps", "2")
 SHAPE = (8, 7)  # of all pictures here, so that they share two compiled programs: one or two at once

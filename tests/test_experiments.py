@@ -16,6 +16,8 @@ import pytest
 
 from inrjax import datasets, grids, results
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     path.stem

@@ -29,6 +29,8 @@ from inrjax.images import write_image
 from inrjax.published import BEST_OF_OTHER_KINDS, METHODS
 from inrjax.types import RDPoint
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).parents[1]
 FROM_ROWS = [name for name in figures.FIGURES if not name.startswith("comparison")]
 IMAGES = [f"kodim{i:02d}" for i in range(1, 7)]

@@ -693,3 +693,8 @@ def test_options_that_xla_lacks_are_left_out() -> None:
     assert fit.known_options("cpu", known) == known
     assert fit.known_options("cpu", {**known, "xla_cpu_no_such_option": True}) == {}
     assert fit.known_options("cuda", known) == {}
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert fit.known_options("cpu", known) == {}
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -24,6 +24,8 @@ from conftest import photograph
 from experiments import interruptions
 from inrjax import checkpoint, cli, codecs, images, ledger, trees
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = Path(__file__).parents[1]
 FAST = ("--width", str(codecs.inr.WIDTHS[0]), "--steps", "2")
 SHAPE = (8, 7)

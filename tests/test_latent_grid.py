@@ -969,6 +969,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.unoptimized
 def test_a_stopped_training_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -995,6 +996,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert grids.load_grid_base(tmp_path / "grid.npz").info["num_crops"] == 4
 
 
+@pytest.mark.unoptimized
 def test_training_begins_with_what_another_base_has_of_the_same_name_and_shape() -> None:
     shared = gridtrain.started(CONFIG.net, BASE, seed=0)
     fresh = gridtrain.initial(CONFIG.net, seed=0)
@@ -1012,6 +1014,7 @@ def test_training_begins_with_what_another_base_has_of_the_same_name_and_shape()
     assert kept == len(theirs) - 4 * 2  # the last layers of the four models of details are wider
 
 
+@pytest.mark.unoptimized
 def test_a_training_from_one_base_is_not_resumed_from_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1027,6 +1030,7 @@ def test_a_training_from_one_base_is_not_resumed_from_another(
             gridtrain.train(CONFIG, CROPS, tmp_path, start=other)
 
 
+@pytest.mark.unoptimized
 def test_training_keeps_gains_within_bounds_and_bounds_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from experiments import load
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read from /proc")
 def test_memory_is_flat_after_the_tenth_picture(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from inrjax.evaluate import stream_path
 from inrjax.init import packaged_init
 from inrjax.results import read_rows
 
+pytestmark = pytest.mark.unoptimized
+
 WIDTH = codecs.inr.WIDTHS[0]
 SMALL = {"one": photograph(8, 7), "two": photograph(7, 8, 1)}
 
