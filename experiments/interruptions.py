@@ -45,6 +45,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,8 @@ NAMES = (OTHER, *dict.fromkeys(PHASES.values()))
 
 def phase_of(frame: Any) -> str:
     """What a thread does whose innermost frame this is."""
-    while frame is not None:
+    # Not `is not None`: a frame that ends while it is looked at once gave a dict (Python 3.11).
+    while isinstance(frame, FrameType):
         code = frame.f_code
         found = PHASES.get((os.path.basename(code.co_filename), code.co_name))
         if found:
