@@ -577,6 +577,9 @@ def test_rate_control_smoke(tmp_path: Path) -> None:
     from experiments import rate_control
 
     folder = rate_control.main(rate_control.Options(output=tmp_path, smoke=True))
+    # A run is of one base: rows of the base before are not taken for those of this one.
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["shared"] == grids.packaged_base().digest.hex()[:8]
     rows = (folder / "files.csv").read_text("utf-8").splitlines()
     assert len(rows) == 4 and "--max-bytes,400" in rows[3]
     before = rows

@@ -140,6 +140,7 @@ def test_moments_are_named_by_what_is_under_way() -> None:
         return interruptions.phase_of(sys._getframe())
 
     assert write_atomic() == interruptions.OTHER
+    assert interruptions.phase_of({}) == interruptions.OTHER  # no frame, as once was seen
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         note = interruptions.phase_of

@@ -969,7 +969,6 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.unoptimized
 def test_a_stopped_training_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

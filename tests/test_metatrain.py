@@ -16,8 +16,6 @@ from inrjax import metatrain, optimizers, trees
 from inrjax.images import coordinates
 from inrjax.init import Init, load_init, save_init
 
-pytestmark = pytest.mark.unoptimized
-
 IMAGES = [photograph(24, 20), photograph(17, 31, seed=1), photograph(20, 24, seed=2)]
 CONFIG = metatrain.MetaTrainConfig(
     width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4
