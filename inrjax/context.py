@@ -209,18 +209,16 @@ def logits(xp: Any, weights: Weights, features: Any, odd: Any) -> entropy.Logits
     even = even @ weights["weight2"] + xp.abs(turned) @ weights["fold"] + weights["bias2"]
     even = xp.clip(even, 0, 256)
     gates = xp.clip(even @ weights["gate"] + weights["gate_bias"], -256, 256)
-    return _limited(
-        xp, even @ weights["weight3"] + weights["bias3"], (turned * gates) @ weights["odd2"],
-        entropy.MAX_LOGIT / entropy.LOGIT_UNIT,
-    )  # fmt: skip
+    parts = _kinds(even @ weights["weight3"] + weights["bias3"], (turned * gates) @ weights["odd2"])
+    limit = entropy.MAX_LOGIT / entropy.LOGIT_UNIT
+    return entropy.Logits(*(xp.clip(part, -limit, limit) for part in parts))
 
 
-def _limited(xp: Any, even: Any, odd: Any, limit: float) -> entropy.Logits:
+def _kinds(even: Any, odd: Any) -> tuple[Any, Any, Any, Any, Any]:
     """Of outputs (..., 9) and (..., 6), one kind after the other."""
     zero, more, tail = (even[..., 3 * kind : 3 * kind + 3] for kind in range(3))
     sign, lean = odd[..., :3], odd[..., 3:]
-    parts = zero, sign, more + lean, more - lean, tail
-    return entropy.Logits(*(xp.clip(part, -limit, limit) for part in parts))
+    return zero, sign, more + lean, more - lean, tail
 
 
 _FIXED_POINT = {
@@ -307,8 +305,10 @@ def exact_logits(weights: Weights, features: np.ndarray, odd: np.ndarray) -> ent
     own = np.floor((even @ weights["weight3"] + weights["bias3"]) / unit + 0.5)
     lean = weighed @ weights["odd2"] / unit
     lean = np.sign(lean) * np.floor(np.abs(lean) + 0.5)
-    limited = _limited(np, own, lean, entropy.MAX_LOGIT)
-    return entropy.Logits(*(part.astype(np.int64) for part in limited))
+    limit = entropy.MAX_LOGIT
+    return entropy.Logits(
+        *(_within(part, -limit, limit).astype(np.int64) for part in _kinds(own, lean))
+    )
 
 
 def predictions(weights: Weights, around: Sequence[np.ndarray]) -> np.ndarray:

@@ -179,7 +179,7 @@ def find_base(digest: bytes) -> GridBase | None:
 
 # ---------------------------------------------------------------------------- latents <-> bytes
 
-Offsets = Sequence[tuple[int, int]]
+Offsets = tuple[tuple[int, int], ...]
 """(rows, columns) from a place to others."""
 
 Code = Callable[[Any, np.ndarray, Any], np.ndarray]
@@ -276,13 +276,18 @@ class _Seen:
     def around(self, row: np.ndarray, column: np.ndarray, offsets: Offsets) -> list[np.ndarray]:
         """Of magnitudes and, if there are any, of signed ones (n, 3 times the offsets): what
         `inrjax.context.shifted` sees from n places."""
-        steps = np.array([rows * self._pitch + columns for rows, columns in offsets])
-        places = self._places(row, column)[:, None] + steps
+        places = self._places(row, column)[:, None] + _steps(self._pitch, offsets)
         kinds = [own for own in (self._magnitudes, self._signed) if len(own)]
         return [own[places].reshape(len(row), -1) for own in kinds]
 
     def _places(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
         return (row + self._BORDER) * self._pitch + column + self._BORDER
+
+
+@lru_cache(maxsize=64)
+def _steps(pitch: int, offsets: Offsets) -> np.ndarray:
+    """How far (rows, columns) are in a flat array of rows of ``pitch`` places."""
+    return np.array([rows * pitch + columns for rows, columns in offsets])
 
 
 class _Known(NamedTuple):
@@ -306,11 +311,11 @@ def _walk_details(weights: Any, own: np.ndarray, known: _Known, code: Code) -> _
     height, width, _ = own.shape
     signs = "odd1" in weights
     seen = _Seen(height, width, signs)
-    step = context.step_feature(np, known.step, np.int16)[0]
+    step = context.step_feature(np, known.step, np.int16).item()
     for row, column in _diagonals(height, width):
         parts = [seen.around(row, column, context.CAUSAL), *known.at(row, column)]
         even, *odd = (list(kind) for kind in zip(*parts, strict=True))
-        even.append(np.broadcast_to(step, (len(row), 1)))
+        even.append(np.full((len(row), 1), step, np.int16))
         features = np.concatenate(even, axis=1, dtype=np.float64)
         if signs:
             signed = np.concatenate(odd[0], axis=1, dtype=np.float64)
