@@ -144,6 +144,7 @@ def test_the_intervals_are_percentiles_over_resampled_images():
     assert result.mean_of_images.value == pytest.approx(fmean(own.values()))
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     """Of 20 images whose own BD-rates scatter around -30 %, in 80 repetitions."""
     generator = np.random.default_rng(0)

@@ -104,13 +104,18 @@ def test_any_number_of_cores_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatc
     assert len(set(images)) == 1
 
 
-def test_any_number_of_blas_threads_gives_the_same_bytes_and_jax_is_not_imported() -> None:
+@pytest.mark.parametrize("tall", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_any_number_of_blas_threads_gives_the_same_bytes_and_jax_is_not_imported(
+    tall: bool,
+) -> None:
+    """Tall pictures, of several blocks, are most of the time."""
+    golden = [path for path in GOLDEN if path.stem.endswith("_tall") == tall]
     program = f"""
 import hashlib, json, sys
 from pathlib import Path
 import inrjax.codecs
 from bases import shared_of
-files = [Path(p).read_bytes() for p in {list(map(str, GOLDEN))}]
+files = [Path(p).read_bytes() for p in {list(map(str, golden))}]
 images = [inrjax.codecs.decode_stream(data, shared_of(data)) for data in files]
 heavy = sorted({{"jax", "flax", "optax", "scipy", "matplotlib"}} & set(sys.modules))
 print(json.dumps([hashlib.sha256(i.tobytes()).hexdigest() for i in images] + heavy))
@@ -128,7 +133,7 @@ print(json.dumps([hashlib.sha256(i.tobytes()).hexdigest() for i in images] + hea
             check=True,
         )
         outputs.append(json.loads(done.stdout))
-    assert len(outputs[0]) == len(GOLDEN) and outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0]) == len(golden) > 3 and outputs[0] == outputs[1] == outputs[2]
 
 
 @pytest.mark.parametrize("shape", [(1, 1_000_000), (1_000_000, 1), (1000, 1000)])

@@ -240,6 +240,7 @@ sys.exit""",
 )
 
 
+@pytest.mark.slow
 def test_two_processes_one_dies_and_a_second_run_makes_what_is_missing(tmp_path: Path) -> None:
     pictures = []
     for seed in range(6):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,18 @@ def test_the_docstring_holds_claim_command_and_minutes(name: str) -> None:
     text = (importlib.import_module(f"experiments.{name}").__doc__ or "").lower()
     for word in ("command", f"python -m experiments.{name}", "minutes:", "expected:"):
         assert word in text, f"{name} does not say its {word}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_command_starts_and_tells_its_options(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of those whose smoke run is `slow`, too."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'experiments", RuntimeWarning)  # imported before it runs
+        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    assert not ended.value.code and "usage: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -101,6 +115,7 @@ def test_classic_rd_smoke(tmp_path: Path) -> None:
     assert before == ((folder / "rows.csv").read_bytes(), (folder / "table.md").read_bytes())
 
 
+@pytest.mark.slow
 def test_init_gain_smoke(tmp_path: Path) -> None:
     from experiments import init_gain
 
@@ -117,6 +132,7 @@ def test_defaults_smoke(tmp_path: Path) -> None:
     assert "| default |" in table and "| prior mean: the init |" in table
 
 
+@pytest.mark.slow
 def test_product_quantization_smoke(tmp_path: Path) -> None:
     from experiments import product_quantization as experiment
 
@@ -140,6 +156,7 @@ def test_a_score_is_read_off_the_curve_and_nothing_is_extended() -> None:
     assert psnr_at(curve, 99) is None and psnr_at(curve, 401) is None
 
 
+@pytest.mark.slow
 def test_coinpp_smoke(tmp_path: Path) -> None:
     from experiments import coinpp
 
@@ -178,6 +195,7 @@ coinpp.train(coinpp.SMOKE.training, "smoke", None, Path({str(tmp_path / "base.np
         )
 
 
+@pytest.mark.slow
 def test_optimizers_smoke(tmp_path: Path) -> None:
     from experiments import optimizers
 
@@ -190,6 +208,7 @@ def test_optimizers_smoke(tmp_path: Path) -> None:
     assert len(gains) == 2 and min(map(float, gains)) > -0.05
 
 
+@pytest.mark.slow
 def test_strumpler_smoke(tmp_path: Path) -> None:
     from experiments import strumpler
 
@@ -231,6 +250,7 @@ def test_strumpler_compares_with_jpeg_and_with_the_published_curves(
     assert all(" dB" in cell for cell in cells[2:])
 
 
+@pytest.mark.slow
 def test_activations_smoke(tmp_path: Path) -> None:
     from experiments import activations
 
@@ -287,6 +307,7 @@ def test_nets_of_activations_are_siren_s_where_they_should_be() -> None:
         assert abs(last["weight"]).max() <= (bound / 50) ** 0.5 / 30
 
 
+@pytest.mark.slow
 def test_coconet_smoke(tmp_path: Path) -> None:
     from experiments import activations, coconet
 
@@ -323,6 +344,7 @@ def test_coconet_s_inputs_and_tasks() -> None:
     assert abs(noise.std() - 20) < 0.5 and abs(noise.mean()) < 0.5
 
 
+@pytest.mark.slow
 def test_meta_learning_smoke(tmp_path: Path) -> None:
     from experiments import meta_learning
 
@@ -379,6 +401,7 @@ def test_bytes_saved_of_known_curves() -> None:
     assert other.low is not None and other.high is not None and other.low < other.value < other.high
 
 
+@pytest.mark.slow
 def test_scale_smoke(tmp_path: Path) -> None:
     from experiments import scale
 
@@ -399,6 +422,7 @@ def test_the_pictures_of_scale_differ_and_are_the_same_every_time() -> None:
     assert first == again and len(set(first)) == 40
 
 
+@pytest.mark.slow
 def test_strumpler_as_published_is_fitted_in_one_place_and_measured_in_another(
     tmp_path: Path,
 ) -> None:
@@ -459,6 +483,7 @@ def test_train_inits_smoke(
     assert all(keep == 1 for _, keep in trees.leaves(init.keep))
 
 
+@pytest.mark.slow
 def test_architecture_smoke(tmp_path: Path) -> None:
     from experiments import architecture
 
@@ -467,6 +492,7 @@ def test_architecture_smoke(tmp_path: Path) -> None:
     assert "the packaged init" in table and "2 layers of 16, w0 15" in table
 
 
+@pytest.mark.slow
 def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_path: Path) -> None:
     from experiments import ladder
 
@@ -491,6 +517,7 @@ def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_pat
     assert (ladder.main(options) / "table.md").read_text("utf-8") == table
 
 
+@pytest.mark.slow
 def test_grid_rd_smoke_and_its_row_of_the_ladder(kodak_smoke: Path, tmp_path: Path) -> None:
     from experiments import grid_rd, ladder
 
@@ -519,6 +546,7 @@ def cells_of(table: str, heading: str) -> list[list[str]]:
     return [cells[0], *cells[2:]]
 
 
+@pytest.mark.slow
 def test_the_ladder_finds_strumplers_run_and_tells_its_bits_apart(
     kodak_smoke: Path, tmp_path: Path
 ) -> None:
@@ -565,6 +593,7 @@ def test_the_ladder_counts_multiplications_of_latent_grids() -> None:
         assert models == expected / 4
 
 
+@pytest.mark.slow
 def test_grid_choices_smoke(tmp_path: Path) -> None:
     from experiments import grid_choices
 
@@ -595,6 +624,7 @@ def test_the_ladder_counts_multiplications_of_every_layer() -> None:
     assert ladder.multiplications(net) == 18 * 8 + 2 * 8 * 8 + 8 * 3
 
 
+@pytest.mark.slow
 def test_benchmark_codec_smoke(tmp_path: Path) -> None:
     from experiments import benchmark_codec as benchmark
 
@@ -621,6 +651,7 @@ def test_width_model_smoke(tmp_path: Path) -> None:
     assert width == "24" and 8 < measured["log2_bytes"] < 13 and 5 < measured["psnr"] < 40
 
 
+@pytest.mark.slow
 def test_presets_smoke(tmp_path: Path) -> None:
     from experiments import presets
     from experiments.activations import read_rows
@@ -683,6 +714,7 @@ def test_a_limit_is_judged_by_the_run_with_kept_programs() -> None:
     assert presets._within(row._replace(cores=16), 60).startswith("yes, on more cores")
 
 
+@pytest.mark.slow
 def test_width_bits_smoke(tmp_path: Path) -> None:
     from experiments import width_bits
 

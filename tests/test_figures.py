@@ -130,6 +130,7 @@ def pictures(folder: Path, photo) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["print", "slides"])
 def test_all_leaves_every_figure_of_the_registry(root, tmp_path, photo, quick, style) -> None:
     options = figures.Options(

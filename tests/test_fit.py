@@ -617,7 +617,7 @@ def test_a_datum_alone_is_shared_by_the_devices(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("pieces", [1, 2, 6, 8, 32])
+@pytest.mark.parametrize("pieces", [1, 2, 6, 8, pytest.param(32, marks=pytest.mark.slow)])
 def test_shared_points_give_the_bits_of_one_device(pieces: int, devices: int) -> None:
     """On devices of one mesh axis, each of which works on its share of the pieces: `vmap` with
     an axis name stands for them."""
@@ -678,7 +678,7 @@ assert len(jax.devices()) == {count}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("plans", ["coin", "meta-siren"])
+@pytest.mark.parametrize("plans", ["coin", pytest.param("meta-siren", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_bits_of_two(plans: str, tmp_path: Path) -> None:
     fit_on_devices(plans, 8, tmp_path / "8.npz")
     here = every_bit(plans)

@@ -158,6 +158,7 @@ def test_on_the_device_the_twins_agree(case: str, precision, bound: float) -> No
     assert relative_error(expected, run(*arguments)) < bound
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     benchmark_gpu.main(["--smoke", "--output", str(tmp_path)])
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]

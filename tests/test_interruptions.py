@@ -149,6 +149,7 @@ def test_moments_are_named_by_what_is_under_way() -> None:
     assert seen == ["writes a file"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="CPU time of a process is read from /proc")
 def test_the_experiment_s_smoke(tmp_path: Path) -> None:
     """In a process of its own: a process that has started JAX cannot be forked."""

@@ -12,6 +12,7 @@ from experiments import load
 pytestmark = pytest.mark.unoptimized
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is read from /proc")
 def test_memory_is_flat_after_the_tenth_picture(tmp_path: Path) -> None:
     config = load.Config(num_images=40, side=8, num_shapes=1, largest=81, num_steps=2)

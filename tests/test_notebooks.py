@@ -37,7 +37,13 @@ print("figures:", json.dumps(counts))
 """
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+# The first one, and by `-m slow` the others.
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(path, marks=[pytest.mark.slow] if place else [])
+     for place, path in enumerate(SCRIPTS)],
+    ids=lambda path: path.stem,
+)  # fmt: skip
 def test_a_notebook_runs_and_draws(script: Path, tmp_path: Path) -> None:
     environment = os.environ | {
         "INRJAX_SMOKE": "1",
