@@ -52,7 +52,7 @@ def audit(deadline: float) -> Mapping[str, Any]:
     nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
-        install = ["pip", "install", "--quiet", "--target", folder, REQUIREMENT]
+        install = ["pip", "install", "--quiet", "--no-compile", "--target", folder, REQUIREMENT]
         started(install, dict(os.environ), deadline).check_returncode()
         options = ["--path", sysconfig.get_path("purelib"), "--skip-editable", "--format", "json"]
         environment = {**os.environ, "PYTHONPATH": folder}
