@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -543,15 +544,12 @@ def test_strumpler_side_information_is_small(name):
         assert sections["counts"] <= 2 + 256  # a byte for each value, and usually far less
 
 
-def damage(place: int, section: bytes) -> bytes:
-    """An intact container around a section that is not that of the stream."""
+def damage(place: int, section: bytes | Callable[[bytes], bytes]) -> bytes:
+    """An intact container around a section that is not that of the stream, or one made of it."""
     stream = bitstream.peek(encoded("strumpler-basic")["1x17"])
     sections = list(stream.sections)
-    sections[place] = section
+    sections[place] = section(sections[place]) if callable(section) else section
     return bitstream.pack(stream.tag, stream.height, stream.width, sections)
-
-
-GRID, COUNTS = bitstream.peek(encoded("strumpler-basic")["1x17"]).sections[1:3]
 
 
 @pytest.mark.parametrize(
@@ -564,12 +562,12 @@ GRID, COUNTS = bitstream.peek(encoded("strumpler-basic")["1x17"]).sections[1:3]
         (0, b"\xff\xff"),
         (0, b"\x00\x02"),
         (1, b""),
-        (1, GRID[:-1]),
-        (1, GRID + b"\0"),
-        (1, bytes(2) + GRID[2:]),
+        (1, lambda grid: grid[:-1]),
+        (1, lambda grid: grid + b"\0"),
+        (1, lambda grid: bytes(2) + grid[2:]),
         (2, b""),
-        (2, COUNTS[:-1]),
-        (2, COUNTS + b"\0"),
+        (2, lambda counts: counts[:-1]),
+        (2, lambda counts: counts + b"\0"),
         (2, b"\0\0\x80"),
         (2, b"\0" * 200),
         (2, b"\xff" * 1_000_000),
