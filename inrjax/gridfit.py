@@ -358,10 +358,11 @@ def _cheapest(best: Any, price: Any, models: Sequence[Distributions], ahead: Any
     """
     nearest = jnp.round(best)
     second = nearest + jnp.where(best > nearest, 1.0, -1.0)
-    choice, least = nearest, jnp.inf
-    for candidate in (nearest, second, nearest - jnp.sign(nearest), jnp.zeros_like(nearest)):
+    choice, least, zero = nearest, jnp.inf, jnp.zeros_like(nearest)
+    for candidate in (nearest, second, nearest - jnp.sign(nearest), zero):
         bits = _row_bits(candidate, models)
-        for slope, see in ahead:
+        # Of 0 models see 0: XLA would look it up for every latent, while it compiles.
+        for slope, see in () if candidate is zero else ahead:
             bits = bits + slope * see(jnp, candidate)
         cost = (candidate - best) ** 2 + price * bits
         choice = jnp.where(cost < least, candidate, choice)
