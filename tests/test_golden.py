@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ from inrjax.types import BitstreamError, Image
 
 GOLDEN = make.paths()
 every_file = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
+
+
+def slow_if(is_slow: Callable[[Path], bool], paths: Sequence[Path]) -> pytest.MarkDecorator:
+    """A test of each file; of some only by ``-m slow``, and in the matrix of versions."""
+    chosen = [
+        pytest.param(path, marks=[pytest.mark.slow] if is_slow(path) else []) for path in paths
+    ]
+    return pytest.mark.parametrize("path", chosen, ids=lambda path: path.name)
+
+
+def is_read_slowly(path: Path) -> bool:
+    """Diagonal by diagonal of 12,000 rows; the annotations are checked in each."""
+    return path.stem.startswith("v1_latent-grid") and path.stem.endswith("_tall")
+
+
+every_decoded = slow_if(is_read_slowly, GOLDEN)
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -48,7 +65,7 @@ def test_the_files_are_those_that_were_written(path: Path) -> None:
     assert make.sha256(read_image(path.with_suffix(".png")).image.tobytes()) == record["pixels"]
 
 
-@every_file
+@every_decoded
 def test_the_symbols_are_exact_and_the_pixels_within_a_level(path: Path) -> None:
     record = record_of(path)
     symbols, image = decoded(path)
@@ -61,7 +78,7 @@ def test_the_symbols_are_exact_and_the_pixels_within_a_level(path: Path) -> None
     assert np.abs(image.astype(int) - picture.astype(int)).max() <= 1
 
 
-@every_file
+@every_decoded
 def test_the_quality_is_what_it_was(path: Path) -> None:
     stated = record_of(path)["psnr"]
     psnr = metrics.psnr(source_of(path), decoded(path)[1])
@@ -113,14 +130,7 @@ def is_of_another_size(path: Path) -> bool:
     return path.stem.endswith(("_1x1", "_odd", "_tall"))
 
 
-every_small_of_one_size = pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] if is_of_another_size(path) else [])
-        for path in SMALL
-    ],
-    ids=lambda path: path.name,
-)
+every_small_of_one_size = slow_if(is_of_another_size, SMALL)
 
 
 def refuses(path: Path, data: bytes) -> bool:
