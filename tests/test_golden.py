@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from bases import shared_of
 from golden import make
+from marks import is_tall_latent_grid, slow_if
 
 from inrjax import codecs, decoding, metrics
 from inrjax.images import read_image
@@ -27,20 +27,8 @@ GOLDEN = make.paths()
 every_file = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
 
 
-def slow_if(is_slow: Callable[[Path], bool], paths: Sequence[Path]) -> pytest.MarkDecorator:
-    """A test of each file; of some only by ``-m slow``, and in the matrix of versions."""
-    chosen = [
-        pytest.param(path, marks=[pytest.mark.slow] if is_slow(path) else []) for path in paths
-    ]
-    return pytest.mark.parametrize("path", chosen, ids=lambda path: path.name)
-
-
-def is_read_slowly(path: Path) -> bool:
-    """Diagonal by diagonal of 12,000 rows; the annotations are checked in each."""
-    return path.stem.startswith("v1_latent-grid") and path.stem.endswith("_tall")
-
-
-every_decoded = slow_if(is_read_slowly, GOLDEN)
+# The matrix of versions decodes all.
+every_decoded = slow_if(is_tall_latent_grid, GOLDEN)
 
 
 def record_of(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow_if
 
 pytestmark = pytest.mark.unoptimized
 
@@ -37,13 +38,7 @@ print("figures:", json.dumps(counts))
 """
 
 
-# The first one, and by `-m slow` the others.
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(path, marks=[pytest.mark.slow] if place else [])
-     for place, path in enumerate(SCRIPTS)],
-    ids=lambda path: path.stem,
-)  # fmt: skip
+@slow_if(lambda path: path != SCRIPTS[0], SCRIPTS, "script")
 def test_a_notebook_runs_and_draws(script: Path, tmp_path: Path) -> None:
     environment = os.environ | {
         "INRJAX_SMOKE": "1",

@@ -16,6 +16,7 @@ import reference_decoder
 from bases import shared_of, tiny_base, tiny_grid_base
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from marks import is_tall_latent_grid, slow_if
 
 from inrjax import bitstream, codecs, decoding, entropy, grids
 from inrjax.base import save_base
@@ -110,18 +111,7 @@ def test_the_second_decoder_is_independent() -> None:
     assert not roots & {"inrjax", "constriction", "jax", "importlib"}
 
 
-# Diagonal by diagonal of 12,000 rows, without numpy's help.
-SLOWLY_READ = [p for p in GOLDEN if p.stem.endswith("_tall") and "latent-grid" in p.stem]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] if path in SLOWLY_READ else [])
-        for path in GOLDEN
-    ],
-    ids=lambda path: path.stem,
-)
+@slow_if(is_tall_latent_grid, GOLDEN)
 def test_golden_files_decode_to_the_same_symbols(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
