@@ -23,8 +23,10 @@ if "JAX_PLATFORMS" not in os.environ:
 
 if (0, 10) <= jaxlib.version.__version_info__[:2] < (0, 11) and "XLA_FLAGS" not in os.environ:
     # XLA's older compiler of fused loops is quicker than the present one (see `inrjax.gridfit`),
-    # here and in processes that tests start. Other versions may not know the flag, and would end.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    # and LLVM's first level of optimisation than its last, here and in processes that tests start.
+    # Other versions may not know the flags, and would end.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+    os.environ["XLA_FLAGS"] = flags
 
 os.environ["INRJAX_CACHE"] = ""  # the user's compiled programs are no part of a test
 os.environ["INRJAX_INITS"] = ""  # and neither are inits that the user added
