@@ -34,6 +34,7 @@ from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, compare, context, entropy, gridfit, grids, gridtrain, results, trees
 from inrjax.evaluate import evaluate, safe_name
 from inrjax.grids import GridBase
+from inrjax.machine import keep_buffers
 from inrjax.nets.latent_grid import LatentGridNet
 from inrjax.types import Codec, Image, OnProgress, RDPoint
 
@@ -273,7 +274,8 @@ class Options(common.Options):
 
 
 def main(options: Options) -> Path:
-    """Read the images, run; returns the run folder."""
+    """Have large buffers kept, read the images, run; returns the run folder."""
+    keep_buffers()
     config = SMOKE if options.smoke else options.config
     images = common.pictures(options, slice(config.num_images))
     return common.show(run(config, images, options.output))

@@ -25,6 +25,7 @@ from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance
 from inrjax import codecs, gridfit, grids, plots, published, results
 from inrjax.codecs import classic
 from inrjax.evaluate import evaluate
+from inrjax.machine import keep_buffers
 from inrjax.results import Summary
 from inrjax.types import Codec, Image, RDPoint
 
@@ -156,7 +157,8 @@ class Options(common.Options):
 
 
 def main(options: Options) -> Path:
-    """Read the images, run; returns the run folder."""
+    """Have large buffers kept, read the images, run; returns the run folder."""
+    keep_buffers()
     config = SMOKE if options.smoke else options.config
     images = common.named(config.images, options.data, config.max_images)
     return common.show(run(config, images, options.output))

@@ -44,7 +44,7 @@ from inrjax import codecs, fit, grids, metrics, results
 from inrjax.evaluate import evaluate
 from inrjax.images import read_image, write_image
 from inrjax.init import packaged_init
-from inrjax.machine import cpu_count
+from inrjax.machine import cpu_count, keep_buffers
 from inrjax.types import Codec, Image, RDPoint
 
 Preset: TypeAlias = Literal["fast", "default", "best"]
@@ -388,6 +388,7 @@ class Options(common.Options):
 
 def main(options: Options) -> Path:
     """Set one device a core, read the images, run; returns the run folder."""
+    keep_buffers()
     fit.use_every_core()
     config = SMOKE if options.smoke else options.config
     chosen = options.presets[:1] if options.smoke else options.presets

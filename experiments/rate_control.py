@@ -28,6 +28,7 @@ from experiments import common
 from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, grids, metrics, ratecontrol, results
 from inrjax.init import packaged_init, packaged_widths
+from inrjax.machine import keep_buffers
 from inrjax.types import Image
 
 FIELDS: tuple[str, ...] = (
@@ -200,6 +201,8 @@ def main(options: Options) -> Path:
         from inrjax import fit
 
         fit.use_every_core()
+    else:
+        keep_buffers()
     images = common.pictures(options, slice(config.num_images))
     return common.show(run(config, images, options.output))
 

@@ -9,15 +9,6 @@ Expected: inrjax/grids/grid.npz, with the digest that `inrjax info` shows for it
 Without ``--start`` it begins with the wavelet, and knows nothing of other pictures; that takes more
 steps, as the default has them.
 
-XLA frees and allocates the large buffers of every step, and glibc gives each back to the kernel: on
-Linux, 66 % of the CPU time was the system's. Let glibc keep them, and it is 1.6 times as fast:
-
-    MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 \\
-        MALLOC_TOP_PAD_=268435456 python -m experiments.train_grid --data DIR
-
-Where a new page of memory is slow, ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0``
-beside the last two makes a fit 1.2 times as fast (2 images, timed by hand).
-
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.
 """
 
@@ -32,6 +23,7 @@ import numpy as np
 
 from inrjax import datasets, grids, gridtrain
 from inrjax.images import read_image
+from inrjax.machine import keep_buffers
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -118,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         start = grids.load_grid_base(path) if path else None
     except ValueError as error:
         parser.error(str(error))
+    keep_buffers()
     sizes = {name: options.pop(name) for name in ("num_crops", "side")}
     config = Config(**sizes, training=replace(training, **options))
     return run(config, data, output, checkpoints, start)

@@ -41,6 +41,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from inrjax import bitstream, codecs, images, ledger, trees
 from inrjax.grids import GridBase
 from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
+from inrjax.machine import keep_buffers
 from inrjax.types import Codec, Image, OnProgress
 
 if TYPE_CHECKING:
@@ -926,6 +927,8 @@ def _encode(options: Encode) -> int:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
         settings = _settings(codec, target)
+        if isinstance(codec, codecs.LatentGrid):
+            keep_buffers()
         # A single file that is named is not what --resume is for: it gets no list beside it.
         listed = options.resume or Path(options.output) not in planned.values()
         pairs = _own_share(settings, planned, options, team)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import sys
@@ -34,6 +35,32 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_buffers() -> bool:
+    """Have this process keep the large blocks of memory that it frees; whether it will.
+
+    XLA allocates the buffers of each run of a program anew. glibc gives large blocks back to the
+    kernel in between, which must clear each of their pages again: for a fit of `latent-grid` that
+    is a third of the time. Then the process holds, until it ends, the most that it ever needed,
+    and somewhat more, since blocks are cut otherwise. Only before JAX has computed anything: its
+    threads take another arena otherwise, which cannot keep large blocks.
+
+    Nothing is done where the C library is not glibc, and for who has set one of glibc's own
+    variables for its allocator (MALLOC_ARENA_MAX and the like, GLIBC_TUNABLES).
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl and macOS; TypeError: Windows
+        return False
+    return all(mallopt(option, value) for option, value in _KEEPING.items())
+
+
+_KEEPING = {-8: 1, -4: 0, -1: -1}
+"""M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's malloc.h: one arena, no block that is
+mapped by itself, and nothing that is given back at the end of the arena."""
 
 
 def _quota(cgroup: Path) -> float:

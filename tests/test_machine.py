@@ -1,11 +1,16 @@
-"""The cores that a process may use: affinity and container quotas."""
+"""What a process may use: affinity and container quotas; and memory that it keeps."""
 
+import ctypes
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from inrjax.machine import cpu_count
+from inrjax.machine import cpu_count, keep_buffers
 
 
 def limits(folder: Path, files: dict[str, str]) -> Path:
@@ -42,3 +47,65 @@ def test_without_affinity_all_cores_count(tmp_path, monkeypatch) -> None:
     assert cpu_count(tmp_path) == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cpu_count(tmp_path) == 1
+
+
+def new_pages(before: str, environment: dict[str, str]) -> tuple[bool, int]:
+    """What `keep_buffers` says in a fresh process, if ``before`` calls it, and the pages that a
+    block of 64 MiB costs on a thread of its own after one like it was freed there."""
+    script = f"""
+import ctypes, resource, threading
+from inrjax.machine import keep_buffers
+kept = {before}
+libc, pages = ctypes.CDLL(None), []
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def use():
+    for _ in range(2):
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(1 << 26)
+        ctypes.memset(block, 1, 1 << 26)
+        libc.free(block)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+print(int(kept), pages[1])
+"""
+    names = {name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    clean["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=clean | environment
+    )
+    assert run.returncode == 0, run.stderr
+    kept, pages = run.stdout.split()
+    return bool(int(kept)), int(pages)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_large_block_that_was_freed_costs_no_new_page() -> None:
+    pages = (1 << 26) // os.sysconf("SC_PAGE_SIZE")
+    without, with_it = new_pages("False", {}), new_pages("keep_buffers()", {})
+    assert with_it[0]
+    assert with_it[1] < pages / 100
+    assert with_it[1] < without[1]
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_user_s_own_settings_stay(monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("something was set"))
+    assert not keep_buffers()
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_another_c_library_is_left_alone(monkeypatch, error) -> None:
+    def load(_: None) -> SimpleNamespace:
+        if error is AttributeError:
+            return SimpleNamespace()
+        raise error
+
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert not keep_buffers()
