@@ -921,14 +921,14 @@ class Each:
 
 def _encode(options: Encode) -> int:
     codec, target = _inr_codec(options), _target(options)
+    if isinstance(codec, codecs.LatentGrid):
+        keep_buffers()  # before there are threads
     _check_processes(options)
     each = Each()
     with _together(options, each) as team:
         keeps = options.overwrite or options.resume
         planned = _plan(options.paths, options.output, ".inr", keeps)
         settings = _settings(codec, target)
-        if isinstance(codec, codecs.LatentGrid):
-            keep_buffers()
         # A single file that is named is not what --resume is for: it gets no list beside it.
         listed = options.resume or Path(options.output) not in planned.values()
         pairs = _own_share(settings, planned, options, team)
