@@ -602,6 +602,7 @@ def test_grid_choices_smoke(tmp_path: Path) -> None:
     assert "| default | +0.00 | +0.00 |" in table and "without the sine layers" in table
 
 
+@pytest.mark.slow
 def test_rate_control_smoke(tmp_path: Path) -> None:
     from experiments import rate_control
 

@@ -23,7 +23,9 @@ from inrjax.types import BitstreamError
 
 ROOT = Path(__file__).parents[1]
 INR = [path for path in make.paths() if path.suffix == ".inr"]
-ONE_OF_EACH = {codecs.BY_TAG[bitstream.peek(path.read_bytes()).tag]().name: path for path in INR}
+BY_NAME = [(codecs.BY_TAG[bitstream.peek(path.read_bytes()).tag]().name, path) for path in INR]
+# The tall ones take up to half a minute to decode.
+ONE_OF_EACH = {name: path for name, path in BY_NAME if not path.stem.endswith("_tall")}
 every_codec = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 
@@ -172,7 +174,8 @@ def test_the_largest_nets_take_less_than_two_seconds_for_a_small_picture(
 
 
 def seconds_and_shape(path: Path) -> tuple[float, tuple[int, ...]]:
-    """The CPU seconds of decoding a file in a process of its own, and the picture's shape."""
+    """The CPU seconds of decoding a file in a process of its own, and the picture's shape. By one
+    thread of BLAS: while several wait for each other, beside other work, they count as working."""
     program = (
         "import sys, time; from pathlib import Path; from inrjax import codecs; "
         "from bases import shared_of; data = Path(sys.argv[1]).read_bytes(); "
@@ -182,7 +185,11 @@ def seconds_and_shape(path: Path) -> tuple[float, tuple[int, ...]]:
     )
     seconds, *shape = subprocess.run(
         [sys.executable, "-c", program, str(path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "OPENBLAS_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         check=True,

@@ -65,6 +65,7 @@ class FakeCodec:
 
 @pytest.fixture(autouse=True)
 def psnr_by_formula(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The PSNR that a `FakeCodec` says, except in tests of real files, by their name."""
     if "real" not in request.node.name:
         monkeypatch.setattr(
             metrics, "psnr", lambda image, image_hat: float(np.frombuffer(image_hat)[0])
@@ -233,7 +234,7 @@ def test_a_picture_that_every_grid_shows_perfectly_has_no_lower_quality(
         ratecontrol.encode_grid_to(IMAGE, TargetPsnr(28.0), codecs.LatentGrid())
 
 
-def test_latent_grids_have_the_size_or_the_quality_that_was_asked_for() -> None:
+def test_real_files_of_latent_grids_have_the_size_that_was_asked_for() -> None:
     image = photograph(64, 96)
     codec = codecs.LatentGrid(30, iterations=4)
     [plain] = codec.encode([image])
