@@ -640,6 +640,12 @@ def _use_every_core() -> None:
     fit.use_every_core()
 
 
+def _prepare_memory(chosen: Iterable[Codec]) -> None:
+    """Before there are threads: keep the large buffers of latent grids' fits, if there are any."""
+    if any(isinstance(codec, codecs.LatentGrid) for codec in chosen):
+        keep_buffers()
+
+
 CACHE_BYTES = 1 << 28
 """Compiled programs kept on disk at most, about 0.4 MB each; those not used for long go first."""
 
@@ -921,8 +927,7 @@ class Each:
 
 def _encode(options: Encode) -> int:
     codec, target = _inr_codec(options), _target(options)
-    if isinstance(codec, codecs.LatentGrid):
-        keep_buffers()  # before there are threads
+    _prepare_memory([codec])
     _check_processes(options)
     each = Each()
     with _together(options, each) as team:
@@ -1655,6 +1660,7 @@ def _evaluate(options: Evaluate) -> int:
     from inrjax import datasets, quickstart
 
     chosen = _chosen(options)
+    _prepare_memory(chosen)
     each = Each()
     pictures = _pictures(datasets.images_in(options.images), each)
     if not pictures:

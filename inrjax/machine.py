@@ -41,10 +41,10 @@ def keep_buffers() -> bool:
     """Have this process keep the large blocks of memory that it frees; whether it will.
 
     XLA allocates the buffers of each run of a program anew. glibc gives large blocks back to the
-    kernel in between, which must clear each of their pages again: for a fit of `latent-grid` that
-    is a third of the time. Then the process holds, until it ends, the most that it ever needed,
-    and somewhat more, since blocks are cut otherwise. Only before JAX has computed anything: its
-    threads take another arena otherwise, which cannot keep large blocks.
+    kernel in between, which must clear each of their pages again: a fifth of the time of a fit of
+    `latent-grid` (docs/scaling.md). Then the process holds, until it ends, the most that it ever
+    needed, and somewhat more, since blocks are cut otherwise. Only before JAX has computed
+    anything: its threads take another arena otherwise, which cannot keep large blocks.
 
     Nothing is done where the C library is not glibc, and for who has set one of glibc's own
     variables for its allocator (MALLOC_ARENA_MAX and the like, GLIBC_TUNABLES).

@@ -49,13 +49,20 @@ def test_without_affinity_all_cores_count(tmp_path, monkeypatch) -> None:
     assert cpu_count(tmp_path) == 1
 
 
-def new_pages(before: str, environment: dict[str, str]) -> tuple[bool, int]:
-    """What `keep_buffers` says in a fresh process, if ``before`` calls it, and the pages that a
-    block of 64 MiB costs on a thread of its own after one like it was freed there."""
+@pytest.fixture
+def allocator_as_it_is(monkeypatch) -> None:
+    """No setting of glibc's allocator in the environment."""
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+
+
+def new_pages(keeps: bool) -> int:
+    """The pages that a block of 64 MiB costs, on a thread of its own after one like it was freed
+    there, in a fresh process that has or has not called `keep_buffers`."""
     script = f"""
 import ctypes, resource, threading
 from inrjax.machine import keep_buffers
-kept = {before}
+assert not {keeps} or keep_buffers()
 libc, pages = ctypes.CDLL(None), []
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -69,26 +76,27 @@ def use():
 thread = threading.Thread(target=use)
 thread.start()
 thread.join()
-print(int(kept), pages[1])
+print(pages[1])
 """
-    names = {name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    clean = {name: value for name, value in os.environ.items() if name not in names}
-    clean["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    path = os.pathsep.join(path for path in sys.path if path)
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=clean | environment
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
     )
     assert run.returncode == 0, run.stderr
-    kept, pages = run.stdout.split()
-    return bool(int(kept)), int(pages)
+    return int(run.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="no other C library has settings to keep memory by"
+)
+@pytest.mark.usefixtures("allocator_as_it_is")
 def test_a_large_block_that_was_freed_costs_no_new_page() -> None:
-    pages = (1 << 26) // os.sysconf("SC_PAGE_SIZE")
-    without, with_it = new_pages("False", {}), new_pages("keep_buffers()", {})
-    assert with_it[0]
-    assert with_it[1] < pages / 100
-    assert with_it[1] < without[1]
+    pages = new_pages(keeps=True)
+    assert pages < (1 << 26) // os.sysconf("SC_PAGE_SIZE") / 100
+    assert pages < new_pages(keeps=False)
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
@@ -99,13 +107,12 @@ def test_the_user_s_own_settings_stay(monkeypatch, name) -> None:
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+@pytest.mark.usefixtures("allocator_as_it_is")
 def test_another_c_library_is_left_alone(monkeypatch, error) -> None:
     def load(_: None) -> SimpleNamespace:
         if error is AttributeError:
             return SimpleNamespace()
         raise error
 
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
-        monkeypatch.delenv(name)
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert not keep_buffers()

@@ -92,7 +92,9 @@ class Options:
 def main(options: Options) -> list[Path]:
     """Draw what was asked for; returns the files written."""
     from inrjax import fit
+    from inrjax.machine import keep_buffers
 
+    keep_buffers()
     fit.use_every_core()
     source = Source(
         options.results,
