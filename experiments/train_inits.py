@@ -32,6 +32,10 @@ class Config:
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
     w0: float = metatrain.MetaTrainConfig.w0
     """See `metatrain.MetaTrainConfig`. From width 80 on, 15 is at the edge: 12 is safe there."""
+    num_frequencies: int = metatrain.MetaTrainConfig.num_frequencies
+    ratio: float = metatrain.MetaTrainConfig.ratio
+    by_digest: bool = False
+    """Name the file by its digest, too: for a codec that names its inits, not for `MetaSiren`."""
     num_steps: int = 2000
     """Outer steps of MAML at each width."""
     prior_images: int = 8
@@ -52,6 +56,8 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     training = metatrain.MetaTrainConfig(
         width=width,
         w0=config.w0,
+        num_frequencies=config.num_frequencies,
+        ratio=config.ratio,
         num_steps=config.num_steps,
         prior_images=config.prior_images,
         prior_steps=config.prior_steps,
@@ -59,20 +65,32 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         seed=config.seed,
     )
     info = {
-        "command": f"python -m experiments.train_inits --widths {width} "
-        f"--w0 {config.w0:g} --num-steps {config.num_steps} --seed {config.seed}",
+        "command": _command(replace(config, widths=(width,))),
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
     folder = checkpoints / f"w{width:03d}"
     init = metatrain.train_init(training, pictures, folder, _progress(width), info)
-    path = output / f"siren_w{width:03d}.npz"
-    _retire(path, init)
+    if config.by_digest:
+        path = output / retired_name(init)
+    else:
+        path = output / f"siren_w{width:03d}.npz"
+        _retire(path, init)
     save_init(path, init)
     print(
         f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True
     )
     return path
+
+
+def _command(config: Config) -> str:
+    """What makes these inits, with every option: defaults change."""
+    words = ["python -m experiments.train_inits"]
+    for name, value in vars(config).items():
+        if value is not False:
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
 
 
 def _retire(path: Path, successor: Init) -> None:
@@ -94,10 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="the folder that holds cid22/")
     parser.add_argument("--widths", type=int, nargs="+", default=default.widths)
-    for name in ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed"):
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=getattr(default, name))
-    parser.add_argument("--w0", type=float, default=default.w0)
+    counts = ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed")
+    for name in (*counts, "num_frequencies", "w0", "ratio"):
+        kind = type(getattr(default, name))
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=getattr(default, name)
+        )
+    parser.add_argument("--by-digest", action="store_true", help="for a codec that names its init")
     parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_inits"))
     options = vars(parser.parse_args(arguments))

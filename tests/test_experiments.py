@@ -472,6 +472,7 @@ def test_train_inits_smoke(
     from experiments import train_inits
     from inrjax import trees
     from inrjax.init import load_init
+    from inrjax.nets.siren import Encoding
 
     monkeypatch.setenv("INRJAX_DATA", str(data_root))
     options = "--widths 8 --num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 2"
@@ -481,6 +482,17 @@ def test_train_inits_smoke(
     assert init.net.width == 8 and "CC BY-SA" in init.info["licence"]
     assert init.info["num_images"] == 2 and init.info["config"]["num_steps"] == 2
     assert all(keep == 1 for _, keep in trees.leaves(init.keep))
+
+    # The command in the header makes the same init; here of another net, and beside the others.
+    folders[-1] = str(tmp_path / "other")
+    net = "--w0 30 --num-frequencies 16 --ratio 1.4 --by-digest"
+    [named] = train_inits.main([*options.split(), *net.split(), *folders])
+    init = load_init(named)
+    assert (init.net.w0, init.net.encoding) == (30, Encoding(16, 1.4)) and path.exists()
+    assert named.name == f"siren_w008_{init.digest.hex()[:8]}.npz"
+    folders[-1] = str(tmp_path / "again")
+    module, *words = init.info["command"].removeprefix("python -m ").split()
+    assert train_inits.__name__ == module and train_inits.main([*words, *folders]) == [named]
 
 
 @pytest.mark.slow
