@@ -1,10 +1,10 @@
 """Which choices of LatentGrid matter: proximal steps, the rate's weight, what was learned?
 
 Claim: 24 proximal steps are within 1 % of the bytes of 48; the lmbda that suits the step size is
-the best weight of the rate; what was learned from other pictures is worth at least 15 % of the
-bytes at equal PSNR and time.
+within 1 % of the best of three weights of the rate; what was learned from other pictures is worth
+at least 15 % of the bytes at equal PSNR and time.
 Command: python -m experiments.grid_choices --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 25 on 2 cores. A stopped run goes on: rows that exist are kept.
+Minutes: about 40 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/grid_choices/<config hash>/table.md.
 
 Measured on cid22 images that were held back from training, one change at a time, from files that
@@ -14,7 +14,9 @@ own. ``--smoke``: small crops.
 What was learned is taken away in parts. ``scales of its own``: instead of the learned context
 models, each band has one Laplace scale, of the picture itself, sent in its file; ``nothing
 learned``: the wavelet as well, so that a file owes nothing to other pictures. Both are given two
-whole fits, the second under the scales of the first, where the default has one.
+whole fits, the second under the scales of the first, where the default has one. ``blind to signs``
+is no model of its own, but the learned one with what it sees of signs set to 0: more is lost than
+signs are worth.
 """
 
 from __future__ import annotations
