@@ -211,8 +211,8 @@ def packaged_init(width: int) -> Init:
 
 
 def find_init(digest_start: bytes) -> Init | None:
-    """The init whose digest begins so, or None: a packaged one in use, one that an earlier
-    version used, whose files stay readable, or one in the user's folder (`add_init`).
+    """The init whose digest begins so, or None: a packaged one in use, one that a codec names or
+    an earlier version used, whose files stay readable, or one in the user's folder (`add_init`).
 
     Raises BitstreamError for the user's if its file is damaged, or not what its name says.
     """
@@ -223,7 +223,8 @@ def find_init(digest_start: bytes) -> Init | None:
 
 
 def retired_name(init: Init) -> str:
-    """The file name of an init that new files do not use any more."""
+    """The file name of an init by its digest: of one that a codec names, or that new files do not
+    use any more."""
     return f"siren_w{init.net.width:03d}_{init.digest.hex()[:8]}.npz"
 
 
@@ -242,8 +243,8 @@ def _retired_init(digest_start: str) -> Init | None:
 
 
 class InitFile(NamedTuple):
-    """A file that `find_init` looks at. ``origin``: ``packaged``, ``packaged, earlier`` (read, not
-    used for new files any more), or ``user``."""
+    """A file that `find_init` looks at. ``origin``: ``packaged``, ``packaged, earlier`` (named by
+    its digest: `MetaSiren` reads it, and uses it for new files no more), or ``user``."""
 
     entry: Traversable
     origin: str

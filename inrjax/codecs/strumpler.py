@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from inrjax.optimizers import Optimizer
     from inrjax.overfit import Gridded, Origin
 
-_INITS = {24: "515d84ee", 32: "0c40f620", 48: "eb38c7be", 64: "43cd32db"}
+_INITS = {
+    16: "d6194b8f",
+    24: "515d84ee",
+    32: "0c40f620",
+    48: "eb38c7be",
+    64: "43cd32db",
+    96: "e0102664",
+}
 WIDTHS = tuple(_INITS)
 """Of a rate curve that both codecs have; the paper's are 32, 48, 64 and 128."""
 
@@ -46,8 +53,9 @@ _ENCODING = Encoding(num_frequencies=16, ratio=1.4)
 
 
 def learned_init(width: int) -> Init:
-    """The packaged init of the paper's net (w0 = 30, 16 frequencies of ratio 1.4), an earlier one
-    of `MetaSiren`'s, learned by 2000 steps of MAML. ValueError names the widths there are."""
+    """The packaged init of the paper's net (w0 = 30, 16 frequencies of ratio 1.4), learned by 2000
+    steps of MAML; from 24 to 64 `MetaSiren` had it earlier. ValueError names the widths there
+    are."""
     init = find_init(bytes.fromhex(_INITS[width])) if width in _INITS else None
     if init is None:
         raise ValueError(
