@@ -513,6 +513,7 @@ def test_the_ladder_is_made_of_the_rows_of_other_runs(kodak_smoke: Path, tmp_pat
     folder = ladder.main(options)
     table = (folder / "table.md").read_text("utf-8")
     assert "| coin | width=20_depth=5_steps=20 |" in table and "| meta-siren | width=32" in table
+    assert "of the literature" not in table  # which is Kodak's
     rows = results.read_rows(folder / "rows.csv")
     assert {row.codec for row in rows} == {"coin", "meta-siren"}
     header, *lines = cells_of(table, "## Each setting")

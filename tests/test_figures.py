@@ -120,7 +120,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals from few draws."""
-    monkeypatch.setattr(numbers.bd_rate_with_interval, "__defaults__", (20,))
+    monkeypatch.setattr(numbers.bd_rate_with_interval, "__defaults__", (20, None))
 
 
 def pictures(folder: Path, photo) -> Path:
@@ -318,6 +318,26 @@ def test_interpolation_meets_the_points_and_never_leaves_them() -> None:
         assert numbers.at_rate(curve, rate) == pytest.approx(value)
     assert 25 < (numbers.at_rate(curve, 0.15) or 0) < 27
     assert numbers.at_rate(curve, 0.099) is None and numbers.at_rate(curve, 0.41) is None
+
+
+def test_a_curve_is_as_far_above_points_as_it_was_raised() -> None:
+    points = [(0.4, 30.0), (0.1, 25.0), (0.2, 27.0)]
+    raised = [(rate, value + 0.5) for rate, value in points]
+    ahead = numbers.ahead_at(raised, [*points, (0.05, 20.0), (0.5, 40.0)])
+    assert list(ahead) == [0.1, 0.2, 0.4]  # as far as it goes
+    assert list(ahead.values()) == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_a_bd_rate_can_be_of_some_decibels_only() -> None:
+    """Half of the bits at low qualities, all of them at high ones."""
+    anchor = [(0.1, 20.0), (0.2, 22.0), (0.4, 24.0), (0.8, 26.0), (1.6, 28.0)]
+    curve = [(rate * (0.5 if psnr < 24 else 1), psnr) for rate, psnr in anchor]
+    cuts = ((10.0, 22.0), None, (26.0, 40.0))
+    low, whole, high = (numbers.bd_rate(anchor, curve, cut) for cut in cuts)
+    assert low is not None and whole is not None and high is not None
+    assert low.percent < -45 and low.percent < whole.percent < high.percent < 5
+    assert [(b.low_db, b.high_db) for b in (low, whole, high)] == [(20, 22), (20, 28), (26, 28)]
+    assert numbers.bd_rate(anchor, curve, (10.0, 19.0)) is None
 
 
 def test_the_interval_of_a_constant_saving_has_no_width() -> None:

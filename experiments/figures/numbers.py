@@ -37,18 +37,28 @@ def at_rate(curve: Curve, bpp: float) -> float | None:
     return float(PchipInterpolator(rates, [value for _, value in points])(np.log(bpp)))
 
 
+def ahead_at(curve: Curve, points: Curve) -> dict[float, float]:
+    """By the rates of the points that a curve covers, how far it is above them, in their unit."""
+    found = {rate: at_rate(curve, rate) for rate, _ in sorted(points)}
+    return {r: found[r] - quality for r, quality in sorted(points) if found[r] is not None}
+
+
 def bd_rate_with_interval(
-    rows: Sequence[RDPoint], anchor: str, codec: str, num_resamples: int = NUM_RESAMPLES
+    rows: Sequence[RDPoint],
+    anchor: str,
+    codec: str,
+    num_resamples: int = NUM_RESAMPLES,
+    decibels: compare.Interval | None = None,
 ) -> compare.BDResult | None:
     """BD-rate of ``codec`` against ``anchor`` in percent, curves of means, with its interval.
 
-    Each codec's settings are those on the `frontier` of its means. None where the curves of means
-    do not overlap.
+    Each codec's settings are those on the `frontier` of its means. ``decibels`` cuts the range of
+    quality. None where the curves of means do not overlap in it.
     """
     a, b = (_on_frontier([row for row in rows if row.codec == name]) for name in (anchor, codec))
     bootstrap = compare.Bootstrap(num_resamples, CONFIDENCE / 100, SEED)
     try:
-        return compare.bd_rate_of(a, b, bootstrap=bootstrap)
+        return compare.bd_rate_of(a, b, bootstrap=bootstrap, interval=decibels)
     except ValueError:  # no overlap, or a lossless codec, which has one point at infinity
         return None
 
@@ -59,12 +69,13 @@ def _on_frontier(rows: Sequence[RDPoint]) -> list[RDPoint]:
     return [row for row in rows if row.setting in kept]
 
 
-def bd_rate(anchor: Curve, curve: Curve) -> metrics.BDRate | None:
-    """BD-rate of the `frontier` of a curve against that of an anchor; None without overlap."""
+def bd_rate(
+    anchor: Curve, curve: Curve, decibels: compare.Interval | None = None
+) -> metrics.BDRate | None:
+    """BD-rate of the `frontier` of a curve against that of an anchor, over ``decibels`` or all that
+    both cover; None without overlap."""
     try:
-        return metrics.bd_rate(
-            *zip(*frontier(anchor), strict=True), *zip(*frontier(curve), strict=True)
-        )
+        return compare.bd_rate_of_curves(frontier(anchor), frontier(curve), decibels)
     except ValueError:  # the curves do not overlap, or one of them is a point
         return None
 
