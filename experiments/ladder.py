@@ -198,7 +198,7 @@ def _against_published(curves: Mapping[str, numbers.Curve]) -> tuple[str, ...]:
     for method in KODAK_RD:
         for name in (name for name in RUNGS if name in curves):
             rates = (numbers.bd_rate(theirs[method], curves[name], cut) for cut in (None, MIDDLE))
-            ahead = numbers.ahead_at(curves[name], theirs[method])
+            ahead = numbers.ahead_at(numbers.frontier(curves[name]), theirs[method])
             points = ", ".join(f"{value:+.2f} at {rate:.3f}" for rate, value in ahead.items())
             lines.append([LABELS.get(method, method), name, *map(_percent, rates), points])
     header = ["published", "measured", *_BD_RATES, "dB above their points, at their bpp"]
