@@ -10,8 +10,8 @@ Minutes: on one H200, on paper, 5 to 10 for each net of width 32 to 64 and 40 fo
 Expected: results/strumpler_published/<config hash>/table.md; fits.json names the fits' machines.
 
 ``fit`` writes the integers of all images, a file for each net; ``measure`` codes them into files,
-which another process decodes. The learned inits are the packaged ones of widths 24 to 64; the
-paper's other width, 128, is fitted without. ``--smoke`` does both on a small crop, in a few steps.
+which another process decodes. The learned inits are packaged ones; the paper's other
+width, 128, has none and is fitted without. ``--smoke`` does both on a small crop, in a few steps.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Claim: what experiments/init_gain.py measures of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 40 on 2 cores for all widths; a stopped run goes on where it was.
+Minutes: 10 to 40 on 2 cores for all widths; a stopped run goes on where it was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.

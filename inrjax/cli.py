@@ -196,7 +196,7 @@ class Encode:
     step: Annotated[int | None, _STEP, arg(help_behavior_hint="(default: 28)")] = None
     """Step size of latent-grid, which sets the size of the file: 8 (large) to 52 (small)."""
     target_bpp: Annotated[float | None, _BPP, _BY_WIDTH] = None
-    """Bits per pixel of each file, within 2 %. Takes two to six times as long."""
+    """Bits per pixel of each file, within 2 %. Takes several times as long."""
     target_psnr: Annotated[float | None, _PSNR, _BY_WIDTH] = None
     """PSNR of each file in dB, within 0.1 dB."""
     max_bytes: Annotated[int | None, _BYTES, _BY_WIDTH] = None
