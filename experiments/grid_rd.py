@@ -4,7 +4,7 @@ Claim: LatentGrid needs at least 45 % fewer bytes than optimised JPEG and 20 % f
 published curve of Strümpler et al. (meta-learned), by BD-rate on all 24 Kodak images, in seconds.
 Command: python -m experiments.grid_rd --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
     and the same with --images cid22-held-back or --images clic2025
-Minutes: about 15 on 2 cores for Kodak. Stopped at any time, it goes on where it was.
+Minutes: about 24 on 2 cores for Kodak. Stopped at any time, it goes on where it was.
 Expected: the table in results/grid_rd/<config hash>/table.md.
 
 Nothing was learned or chosen on Kodak. Every number comes from a file that another process decoded.

@@ -4,8 +4,9 @@ Claim: LatentGrid needs at least 45 % fewer bytes than optimised JPEG, and 20 % 
 published curve of Strümpler et al. (meta-learned), by BD-rate on all 24 Kodak images; MetaSiren,
 whose file is a network's weights, meets the first.
 Command: python -m experiments.ladder      (reads results/; measures nothing)
+    and the same with --images cid22-held-back or --images clic2025
 Minutes: under 1.
-Expected: results/ladder/kodak/: table.md, rows.csv (an image a line), rd.png and rd_low.png.
+Expected: results/ladder/<images>/: table.md, rows.csv (an image a line), rd.png and rd_low.png.
 
 Every rung is a codec whose rows another experiment measured; each is taken from the newest
 complete run that has it (``--runs`` names others). What compares with published curves stands in a

@@ -4,8 +4,8 @@ Claim: at equal width, 7 bits and steps, starting from the packaged init and cod
 from it gives fewer bytes and a higher PSNR than a random init and the params themselves; at 6000
 steps of 4096 pixels neither reaches the paper's own curve, of 25,000 full-image steps.
 Command: python -m experiments.strumpler --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
-Minutes: about 55 on 2 idle cores, reckoned from 14 s of CPU for an image at width 32. Stopped at
-any time, it goes on where it was.
+Minutes: about 100 on 2 idle cores for six widths, reckoned from 14 s of CPU for an image at width
+32. Stopped at any time, it goes on where it was.
 Expected: the table in results/strumpler/<config hash>/table.md.
 
 The paper compares 8 bits without the init to 7 bits with it; basic at 7 bits tells the two apart.
