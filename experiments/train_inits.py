@@ -2,7 +2,7 @@
 
 Claim: what experiments/init_gain.py measures of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: 10 to 40 on 2 cores for all widths; a stopped run goes on where it was.
+Minutes: 20 to 40 on 2 cores for all widths; a stopped run goes on where it was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inrjax import datasets, fit, metatrain
 from inrjax.images import read_image
-from inrjax.init import Init, load_init, retired_name, save_init
+from inrjax.init import Init, digest_name, load_init, save_init
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
@@ -72,7 +72,7 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     folder = checkpoints / f"w{width:03d}"
     init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     if config.by_digest:
-        path = output / retired_name(init)
+        path = output / digest_name(init)
     else:
         path = output / f"siren_w{width:03d}.npz"
         _retire(path, init)
@@ -96,7 +96,7 @@ def _command(config: Config) -> str:
 def _retire(path: Path, successor: Init) -> None:
     """Keep an init that files may name; what only an encoder needs of it, its rates, goes."""
     if path.exists() and (old := load_init(path)).digest != successor.digest:
-        save_init(path.with_name(retired_name(old)), replace(old, rates=None))
+        save_init(path.with_name(digest_name(old)), replace(old, rates=None))
 
 
 def _progress(width: int):

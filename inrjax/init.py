@@ -222,7 +222,7 @@ def find_init(digest_start: bytes) -> Init | None:
     return _retired_init(digest_start.hex()) or _user_init(digest_start)
 
 
-def retired_name(init: Init) -> str:
+def digest_name(init: Init) -> str:
     """The file name of an init by its digest: of one that a codec names, or that new files do not
     use any more."""
     return f"siren_w{init.net.width:03d}_{init.digest.hex()[:8]}.npz"
@@ -264,13 +264,13 @@ class InitFile(NamedTuple):
         init = _parse(_read(path) if path else self.entry.read_bytes(), self.name)
         _check_for_pictures(init, self.name)
         # Only packaged ones that are in use have a name without a digest.
-        expected = {retired_name(init)}
+        expected = {digest_name(init)}
         if self.origin == "packaged":
             expected = {f"siren_w{init.net.width:03d}.npz"}
         if self.entry.name not in expected:
             raise ValueError(
                 f"{self.name} is not the init that its name says: its content is that of "
-                f"{retired_name(init)}"
+                f"{digest_name(init)}"
             )
         return init
 
@@ -317,7 +317,7 @@ def add_init(path: Path) -> Path:
         raise ValueError(
             "there is no folder for inits: set INRJAX_INITS to one, or unset it for the default"
         )
-    target = folder / retired_name(init)
+    target = folder / digest_name(init)
     _check_new(init, str(path), target)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,12 @@ from inrjax import init as init_module
 from inrjax import trees
 from inrjax.init import (
     Init,
+    digest_name,
     find_init,
     flat_init,
     load_init,
     packaged_init,
     packaged_widths,
-    retired_name,
     save_init,
 )
 from inrjax.nets.siren import Encoding, Siren
@@ -353,7 +353,7 @@ def test_an_init_of_an_earlier_version_is_still_found(widths, tmp_path, monkeypa
     assert old.digest != current.digest
     folder = tmp_path / "inits"
     folder.mkdir()
-    save_init(folder / retired_name(old), old)
+    save_init(folder / digest_name(old), old)
     save_init(folder / f"siren_w{widths[0]:03d}.npz", current)
     monkeypatch.setattr(init_module.resources, "files", lambda _: tmp_path)
     assert packaged_widths() == widths[:1]

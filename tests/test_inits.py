@@ -19,13 +19,13 @@ from inrjax import init as init_module
 from inrjax.init import (
     Init,
     add_init,
+    digest_name,
     find_init,
     flat_init,
     init_files,
     load_init,
     packaged_init,
     packaged_widths,
-    retired_name,
     save_init,
     user_folder,
 )
@@ -177,8 +177,8 @@ def test_an_added_init_is_found_and_its_files_decode(run: Run, saved: Path, fold
     assert code == 1 and "not known" in err and init.digest[:4].hex() in err
     code, out, err = run("inits", "add", saved)
     assert (code, err) == (0, "")
-    assert (folder / retired_name(init)).read_bytes() == saved.read_bytes()
-    assert str(folder / retired_name(init)) in out
+    assert (folder / digest_name(init)).read_bytes() == saved.read_bytes()
+    assert str(folder / digest_name(init)) in out
     saved.unlink()
     found = find_init(init.digest[:4])
     assert found is not None and found.digest == init.digest

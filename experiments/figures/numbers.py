@@ -39,8 +39,8 @@ def at_rate(curve: Curve, bpp: float) -> float | None:
 
 def ahead_at(curve: Curve, points: Curve) -> dict[float, float]:
     """By the rates of the points that a curve covers, how far it is above them, in their unit."""
-    found = {rate: at_rate(curve, rate) for rate, _ in sorted(points)}
-    return {r: found[r] - quality for r, quality in sorted(points) if found[r] is not None}
+    found = [(rate, at_rate(curve, rate), quality) for rate, quality in sorted(points)]
+    return {rate: own - quality for rate, own, quality in found if own is not None}
 
 
 def bd_rate_with_interval(
