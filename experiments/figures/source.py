@@ -31,6 +31,9 @@ EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "classic_rd")
 STRUMPLER = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
 """Strümpler's codecs; basic is measured at the paper's 8 bits and at meta's 7: two curves."""
 
+STRUMPLER_MUON = ("strumpler-basic-muon", "strumpler-meta-muon")
+"""The same fitted by Muon in place of the paper's Adam."""
+
 ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 """Published methods whose rates are no file sizes."""
 
@@ -39,6 +42,7 @@ LABELS = {method.name: method.label for method in METHODS}
 
 VARIANTS = (
     "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
+    *STRUMPLER_MUON,
 )  # fmt: skip
 """Codecs left out where all codecs' curves are: there would be too many."""
 
@@ -148,7 +152,7 @@ def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str,
             continue
         curves: dict[str, Found] = {}
         for row in results.read_rows(run / "rows.csv"):
-            name = curve_of(row)
+            name = curve_of(row, config)
             found = curves.setdefault(name, Found(run, [], config, row.codec))
             found.rows.append(replace(row, codec=name))
         for name, found in curves.items():
@@ -159,10 +163,12 @@ def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str,
     return taken
 
 
-def curve_of(row: RDPoint) -> str:
-    """The codec's name, but for what has two curves under one name: basic at 7 bits."""
+def curve_of(row: RDPoint, config: Mapping[str, Any]) -> str:
+    """The codec's name, and what else tells curves of one name apart in its run: basic at 7 bits,
+    and Strümpler's nets under Muon."""
     is_seven = row.codec == "strumpler-basic" and "bits=7" in row.setting.split("_")
-    return "strumpler-basic-7bit" if is_seven else row.codec
+    name = "strumpler-basic-7bit" if is_seven else row.codec
+    return f"{name}-muon" if config.get("muon") else name
 
 
 def _folders(root: Path, runs: Sequence[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -300,21 +300,41 @@ class MetaSiren:
 
 def _pack(image: Image, learned: Params, init: Init) -> bytes:
     """The stream of a fit: ``learned`` as `overfit.RatePlan` returns it."""
-    quantized = _quantize(learned, init)
-    base = init.levels()
-    offsets, levels, symbols = [], [], []
-    for path, leaf in trees.leaves(quantized.symbols):
-        symbols.append(np.ravel(leaf).astype(np.int64))
-        offset = best_offset(symbols[-1], base[path].ravel())
-        offsets.append(offset)
-        levels.append(_levels(base[path].ravel(), offset))
-    flat = np.concatenate(symbols)
-    steps = [int(index) for _, index in trees.leaves(quantized.grid)]
-    grid = decoding.symbol_check(flat) + bytes(steps) + bytes(offsets)
-    payload = entropy.encode(flat, entropy.Laplace(np.concatenate(levels)))
+    tensors = coded_tensors(learned, init)
+    flat = np.concatenate([tensor.symbols for tensor in tensors])
+    steps = bytes(tensor.step for tensor in tensors)
+    offsets = bytes(tensor.offset for tensor in tensors)
+    grid = decoding.symbol_check(flat) + steps + offsets
+    levels = np.concatenate([tensor.levels for tensor in tensors])
+    payload = entropy.encode(flat, entropy.Laplace(levels))
     sections = [init.digest[: decoding.DIGEST_BYTES], grid, payload]
     height, width = image.shape[:2]
     return bitstream.pack(MetaSiren.tag, height, width, sections, init.digest)
+
+
+class CodedTensor(NamedTuple):
+    """What a file holds of a tensor. ``symbols`` (size,): int64; ``step``: index of the step size,
+    see `quantize.step_size`; ``offset``: the byte that moves the envelope; ``levels`` (size,): of
+    the symbols' scales, see `entropy.scale`."""
+
+    symbols: np.ndarray
+    step: int
+    offset: int
+    levels: np.ndarray
+
+
+def coded_tensors(learned: Params, init: Init) -> list[CodedTensor]:
+    """What `MetaSiren.pack` codes of a fit under an init, in the order of the leaves."""
+    quantized = _quantize(learned, init)
+    base = init.levels()
+    tensors = []
+    for (path, leaf), (_, step) in zip(
+        trees.leaves(quantized.symbols), trees.leaves(quantized.grid), strict=True
+    ):
+        symbols, own = np.ravel(leaf).astype(np.int64), base[path].ravel()
+        offset = best_offset(symbols, own)
+        tensors.append(CodedTensor(symbols, int(step), offset, _levels(own, offset)))
+    return tensors
 
 
 def _quantize(learned: Params, init: Init) -> quantize.Quantized:

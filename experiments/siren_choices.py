@@ -1,0 +1,443 @@
+"""Which ideas for MetaSiren pay: its prior, nets and inits chosen by image, roundings, low rank?
+
+Claim: none of the ideas that MetaSiren does not have is worth 5 % of the bytes at equal PSNR: a
+choice by rate and distortion between two seeds, between two inits of other frequencies, or among
+three slopes beside the widths; roundings found by a search; deltas of low rank under a wider net.
+Without the prior's scale for each column of the first layer, files are larger.
+Command: python -m experiments.siren_choices --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
+Minutes: about 45 on 2 cores. A stopped run goes on: rows that exist are kept.
+Expected: the table in results/siren_choices/<config hash>/table.md.
+
+Measured on cid22 images that were held back from training, one change at a time, from files that
+another process decoded: BD-rate of each variant's curve against the default's over the widths,
+image by image, mean with its bootstrap interval, and median.
+
+A choice takes, for each image and width, the file of the lowest log(mse) + slope * log(bytes), the
+loss of a fit, among files that its variants wrote: a decoder needs nothing for it, since a file
+names its init. Its seconds are those of all it chose from. "any width and slope" is each image's
+frontier of all points. ``--smoke``: one small crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import common
+from experiments.figures import numbers
+from experiments.kodak_rd import ROOT, markdown, note_provenance
+from inrjax import codecs, entropy, fit, metatrain, quantize, results, trees
+from inrjax.codecs import strumpler
+from inrjax.evaluate import evaluate, image_digest, safe_name
+from inrjax.images import coordinates
+from inrjax.init import Init, flat_init, packaged_init
+from inrjax.nets.siren import Siren, layer_name
+from inrjax.types import Image, OnProgress, Params, RDPoint
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared. ``seeds``: beside 0; ``slopes``: beside the default; ``ranks``: of the
+    deltas of a net of ``low_rank_width``; ``sweeps``: of the search of roundings; ``inits``:
+    digests of the packaged ones, filled in when it runs."""
+
+    widths: tuple[int, ...] = (24, 32, 48)
+    seeds: tuple[int, ...] = (1,)
+    slopes: tuple[float, ...] = (0.15, 0.6)
+    low_rank_width: int = 64
+    ranks: tuple[int, ...] = (4, 8, 16)
+    sweeps: int = 48
+    num_steps: int = 6000
+    prior_images: int = 8
+    prior_steps: int = 3000
+    num_images: int = 8
+    images: str = "cid22, held back"
+    inits: tuple[str, ...] = ()
+
+
+SMOKE = Config(
+    widths=(24, 32), seeds=(1,), slopes=(0.6,), low_rank_width=24, ranks=(2, 4), sweeps=2,
+    num_steps=8, prior_images=1, prior_steps=4, num_images=1, images="smoke",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- low-rank deltas
+
+
+@dataclass(frozen=True)
+class LowRank(Siren):
+    """A SIREN whose weights are those of the packaged init of its width plus ``left @ right``, of
+    this rank, as LoRA (Hu et al. 2021, arXiv:2106.09685); a weight of no more rows than that, and
+    every bias, is a param itself."""
+
+    rank: int = 8
+
+    def shapes(self) -> dict[str, Any]:
+        """The shapes of the params: ``left`` (out, rank) and ``right`` (rank, in), or ``weight``,
+        and ``bias``."""
+        return {
+            name: {"bias": layer["bias"], **self._factors(*layer["weight"])}
+            for name, layer in super().shapes().items()
+        }
+
+    def _factors(self, rows: int, columns: int) -> dict[str, tuple[int, int]]:
+        if min(rows, columns) <= self.rank:
+            return {"weight": (rows, columns)}
+        return {"left": (rows, self.rank), "right": (self.rank, columns)}
+
+    def layer_columns(self, params: Params, index: int, h: Any) -> jax.Array:
+        """As `Siren.layer_columns`."""
+        name = layer_name(index)
+        return super().layer_columns({name: self._whole(name, params[name])}, index, h)
+
+    def _host_matrices(self, params: Params) -> list[np.ndarray]:
+        whole = {name: self._whole(name, layer) for name, layer in params.items()}
+        return super()._host_matrices(whole)
+
+    def _whole(self, name: str, layer: Params) -> dict[str, Any]:
+        if "weight" in layer:
+            return dict(layer)
+        weight = _origin(self.width)[name]["weight"] + layer["left"] @ layer["right"]
+        return {"bias": layer["bias"], "weight": weight}
+
+
+@lru_cache
+def _origin(width: int) -> dict[str, Any]:
+    return packaged_init(width).mean()
+
+
+def low_rank_init(config: Config, rank: int, training: Sequence[Image]) -> Init:
+    """Where low-rank fits start: at the packaged init, the left factors with orthonormal columns,
+    the right ones 0; with a prior around it whose scales come from fits to training images."""
+    net = packaged_init(config.low_rank_width).net
+    own = LowRank(net.width, net.depth, net.w0, net.in_dim, net.out_dim, net.encoding, rank)
+    origin, rng = _origin(net.width), np.random.default_rng(0)
+    params: dict[str, Any] = {}
+    for name, shapes in own.shapes().items():
+        params[name] = {"bias": origin[name]["bias"]}
+        if "weight" in shapes:
+            params[name]["weight"] = origin[name]["weight"]
+        else:
+            square, _ = np.linalg.qr(rng.standard_normal(shapes["left"]))
+            params[name] |= {"left": square, "right": np.zeros(shapes["right"])}
+    start = flat_init(own, params)
+    keep = {path: np.float32(1) for path, _ in trees.leaves(start.params)}
+    learning = metatrain.MetaTrainConfig(
+        net.width, prior_images=config.prior_images, prior_steps=config.prior_steps
+    )
+    return metatrain.learn_prior(learning, replace(start, keep=trees.from_leaves(keep)), training)
+
+
+def without_columns(init: Init) -> Init:
+    """The init with one scale for each tensor, of the file's own, and none that was learned."""
+    flat = {path: np.zeros((1,) * np.ndim(x), np.int8) for path, x in trees.leaves(init.params)}
+    return replace(init, envelope=trees.from_leaves(flat))
+
+
+# ---------------------------------------------------------------------------- searched roundings
+
+_FITS: dict[tuple[Any, ...], list[Params]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Searched(common.Wrapped):
+    """MetaSiren whose symbols are moved one up or down where that lowers the loss of the picture as
+    it is decoded, log(mse) + slope * log(bits).
+
+    Each sweep ranks all moves by what they gain to second order, the gradient and the diagonal of
+    the Gauss-Newton matrix, takes the best share of them together if the loss agrees, and a
+    quarter of the share if not.
+    """
+
+    sweeps: int = 48
+
+    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
+        """One stream for each image; progress is the fits'."""
+        codec = self.codec
+        key = (codec.setting, codec.seed, tuple(map(image_digest, images)))
+        if key not in _FITS:
+            _FITS[key] = codec.fit(images, on_progress)
+        return [
+            codec.pack(image, search(codec, image, learned, self.sweeps))
+            for image, learned in zip(images, _FITS[key], strict=True)
+        ]
+
+
+class Problem(NamedTuple):
+    """Of a picture and its fit, by param in the order of the leaves: prior mean, step size, Laplace
+    scale in symbols; columns (2, n) and pixels (3, n) in [-1, 1]; the slope."""
+
+    mean: Any
+    steps: Any
+    scales: Any
+    columns: Any
+    pixels: Any
+    slope: Any
+
+
+class Look(NamedTuple):
+    """At symbols: the loss; its gradient by them, of distortion alone; what a move of each up or
+    down adds to its rate, (2, params)."""
+
+    loss: Any
+    gradient: Any
+    costs: Any
+
+
+def search(codec: codecs.MetaSiren, image: Image, learned: Params, sweeps: int) -> dict[str, Any]:
+    """What was learned, with its net on the grid of its step sizes, where the search ended."""
+    init = codec.init or packaged_init(codec.width)
+    mean = init.mean()
+    tensors = codecs.inr.coded_tensors(learned, init)
+    steps = [np.full(t.symbols.size, quantize.step_size(t.step)) for t in tensors]
+    height, width = image.shape[:2]
+    problem = Problem(
+        trees.ravel(mean).astype(np.float32),
+        np.concatenate(steps).astype(np.float32),
+        entropy.scale(np.concatenate([t.levels for t in tensors])).astype(np.float32),
+        coordinates(height, width).T.astype(np.float32),
+        image.reshape(-1, 3).T / np.float32(127.5) - np.float32(1),
+        np.float32(codec.slope),
+    )
+    found = descend(init.net, problem, np.concatenate([t.symbols for t in tensors]), sweeps)
+    values = problem.mean + found.astype(np.float32) * problem.steps
+    return {**learned, "net": trees.unravel(values, mean)}
+
+
+def descend(net: Siren, problem: Problem, symbols: np.ndarray, sweeps: int) -> np.ndarray:
+    """Symbols whose loss is no higher than that of those given."""
+    look = _look(net)
+    values = jnp.asarray(symbols, jnp.float32)
+    curvature = _curvature(net)(problem, values)
+    seen, share = look(problem, values), 0.1
+    for _ in range(sweeps):
+        moves, gains = _moves(seen, curvature)
+        order = np.argsort(-gains)[: max(1, int(share * np.sum(gains > 0)))]
+        if gains[order[0]] <= 0:
+            break
+        moved = values.at[order].add(moves[order])
+        then = look(problem, moved)
+        if then.loss < seen.loss:
+            values, seen = moved, then
+        elif len(order) == 1:
+            break
+        else:
+            share /= 4
+    return np.asarray(values, np.int64)
+
+
+def _moves(seen: Look, curvature: Any) -> tuple[np.ndarray, np.ndarray]:
+    """For each param the better of its two moves, and by how much it lowers the loss."""
+    gradient, costs = np.asarray(seen.gradient), np.asarray(seen.costs)
+    up = gradient + np.asarray(curvature) / 2 + costs[0]
+    down = -gradient + np.asarray(curvature) / 2 + costs[1]
+    return np.where(up < down, 1, -1).astype(np.float32), -np.minimum(up, down)
+
+
+@lru_cache
+def _look(net: Siren) -> Any:
+    def look(problem: Problem, symbols: Any) -> Look:
+        mse, gradient = jax.value_and_grad(lambda s: _mse(_errors(net, problem, s)))(symbols)
+        same, up, down = (entropy.bits(symbols + move, problem.scales) for move in (0, 1, -1))
+        whole = jnp.sum(same)
+        costs = problem.slope / whole * jnp.stack([up - same, down - same])
+        return Look(jnp.log(mse) + problem.slope * jnp.log(whole), gradient / mse, costs)
+
+    return jax.jit(look)
+
+
+@lru_cache
+def _curvature(net: Siren) -> Any:
+    """The diagonal of the Gauss-Newton matrix of log(mse), estimated from random signs (Hutchinson
+    1990): the expectation of the squares of the Jacobian's transpose at them."""
+
+    def curvature(problem: Problem, symbols: Any) -> Any:
+        errors, transpose = jax.vjp(lambda s: _errors(net, problem, s), symbols)
+        keys = jax.random.split(jax.random.key(0), _PROBES)
+        signs = lambda key: jax.random.rademacher(key, errors.shape, errors.dtype)  # noqa: E731
+        squares = jax.lax.map(lambda key: transpose(signs(key))[0] ** 2, keys)
+        return 2 * jnp.mean(squares, 0) / (4 * errors.size * _mse(errors))
+
+    return jax.jit(curvature)
+
+
+_PROBES = 32
+
+
+def _errors(net: Siren, problem: Problem, symbols: Any) -> Any:
+    """Of every value (3, n), on [-1, 1]."""
+    flat, parts, start = problem.mean + symbols * problem.steps, {}, 0
+    for path, shape in trees.leaves(net.shapes()):
+        size = int(np.prod(shape))
+        parts[path], start = flat[start : start + size].reshape(shape), start + size
+    return net.apply_columns(trees.from_leaves(parts), problem.columns) - problem.pixels
+
+
+def _mse(errors: Any) -> Any:
+    return jnp.mean(errors**2) / 4
+
+
+# ---------------------------------------------------------------------------- what is compared
+
+Curve: TypeAlias = Sequence[tuple[str, Any]]
+"""The codecs of a curve, each with the folder that its files are in."""
+
+
+def variants(config: Config, training: Sequence[Image]) -> dict[str, Curve]:
+    """Name -> curve; the first is the default."""
+
+    def curve(name: str, make: Any) -> Curve:
+        return [(safe_name(name), make(width)) for width in config.widths]
+
+    plain = {
+        "default": lambda width: codecs.MetaSiren(width, config.num_steps),
+        **{
+            f"seed {seed}": partial(codecs.MetaSiren, num_steps=config.num_steps, seed=seed)
+            for seed in config.seeds
+        },
+        **{
+            f"slope {slope:g}": partial(codecs.MetaSiren, num_steps=config.num_steps, slope=slope)
+            for slope in config.slopes
+        },
+        W0_30: lambda width: codecs.MetaSiren(
+            width, config.num_steps, init=strumpler.learned_init(width)
+        ),
+        "no scale for each column": lambda width: codecs.MetaSiren(
+            width, config.num_steps, init=without_columns(packaged_init(width))
+        ),
+        "searched roundings": lambda width: Searched(
+            codecs.MetaSiren(width, config.num_steps), config.sweeps
+        ),
+    }
+    found = {name: curve(name, make) for name, make in plain.items()}
+    width, low_rank = config.low_rank_width, f"deltas of low rank, width {config.low_rank_width}"
+    found[low_rank] = [
+        (
+            safe_name(f"{low_rank}, {rank}"),
+            codecs.MetaSiren(width, config.num_steps, init=low_rank_init(config, rank, training)),
+        )
+        for rank in config.ranks
+    ]
+    return found
+
+
+W0_30 = "w0 30, 16 frequencies of ratio 1.4"
+
+
+def with_choices(
+    config: Config, rows: Mapping[str, Sequence[RDPoint]]
+) -> dict[str, Sequence[RDPoint]]:
+    """The variants, and what a choice among some of them gives."""
+    default = rows["default"]
+    seeds = [default, *(rows[f"seed {seed}"] for seed in config.seeds)]
+    slopes = [default, *(rows[f"slope {slope:g}"] for slope in config.slopes)]
+    slope = codecs.MetaSiren.slope
+    return {
+        **rows,
+        f"the best of {len(seeds)} seeds": best_of(seeds, slope),
+        f"the better of two inits, and of {W0_30}": best_of([default, rows[W0_30]], slope),
+        "any width and slope": [row for own in slopes for row in own],
+    }
+
+
+def best_of(many: Sequence[Sequence[RDPoint]], slope: float) -> list[RDPoint]:
+    """For each image and setting the row of the lowest log(mse) + slope * log(bytes), with the
+    seconds of all."""
+    groups: dict[tuple[str, str], list[RDPoint]] = {}
+    for row in (row for rows in many for row in rows):
+        groups.setdefault((row.image, row.setting), []).append(row)
+
+    def loss(row: RDPoint) -> float:
+        return -np.log(10) * row.psnr / 10 + slope * np.log(row.num_bytes)
+
+    return [
+        replace(min(group, key=loss), encode_seconds=sum(row.encode_seconds for row in group))
+        for group in groups.values()
+    ]
+
+
+def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
+    """Measure every variant; returns the run folder."""
+    widths = sorted({*config.widths, config.low_rank_width})
+    digests = tuple(packaged_init(width).digest.hex()[:8] for width in widths)
+    config = replace(config, inits=digests)
+    folder = results.run_folder(root, config)
+    note_provenance(folder)
+    rows: dict[str, list[RDPoint]] = {}
+    for name, curve in variants(config, training).items():
+        print(name, flush=True)
+        rows[name] = []
+        for part, codec in curve:
+            rows[name] += evaluate(
+                [codec], images, folder / part, batch_size=len(images),
+                on_progress=common.print_progress(),
+            )  # fmt: skip
+    results.write_text(folder / "table.md", table(config, with_choices(config, rows)))
+    return folder
+
+
+def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
+    """BD-rates against the first variant, image by image."""
+    curves = {name: _curves(own) for name, own in rows.items()}
+    lines = []
+    for name, own in rows.items():
+        found = [numbers.bd_rate(curves["default"][i], curve) for i, curve in curves[name].items()]
+        rates = [one.percent for one in found if one is not None]
+        cells = ["", ""]
+        if rates:
+            mean = numbers.mean_with_interval(rates)
+            cells = [
+                f"{mean.value:+.2f} ({mean.low:+.2f} to {mean.high:+.2f})", f"{median(rates):+.2f}"
+            ]  # fmt: skip
+        seconds = fmean(row.encode_seconds for row in own)
+        ends = [f"{end([row.bpp for row in own]):.3f}" for end in (min, max)]
+        lines.append([name, *cells, str(len(rates)), " to ".join(ends), f"{seconds:.2f}"])
+    header = [
+        "variant", "BD-rate %, mean of images (95 % interval)", "median", "images", "bpp",
+        "encode s/image",
+    ]  # fmt: skip
+    default = rows["default"]
+    return (
+        f"# Choices of MetaSiren, widths {', '.join(map(str, config.widths))}, "
+        f"{config.num_steps} steps, {len({row.image for row in default})} images "
+        f"({config.images}), seed 0\n\n" + markdown(header, lines) + "\n"
+    )
+
+
+def _curves(rows: Sequence[RDPoint]) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        points.setdefault(row.image, []).append((row.bpp, row.psnr))
+    return {image: numbers.frontier(own) for image, own in sorted(points.items())}
+
+
+@dataclass(frozen=True)
+class Options(common.Options):
+    """The command line."""
+
+    config: Config = Config()
+    output: Path = ROOT / "results" / "siren_choices"
+
+
+def main(options: Options) -> Path:
+    """Set one device a core, read the images, run; returns the run folder."""
+    fit.use_every_core()
+    config = SMOKE if options.smoke else options.config
+    images = common.pictures(options, slice(config.num_images))
+    return common.show(run(config, common.training(options), images, options.output))
+
+
+if __name__ == "__main__":
+    # By its own name, so that the process that decodes can import the codecs above.
+    from experiments import siren_choices
+
+    siren_choices.main(tyro.cli(tyro.conf.OmitArgPrefixes[siren_choices.Options]))
