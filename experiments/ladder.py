@@ -33,7 +33,10 @@ from experiments.figures.source import (
     LABELS,
     LATENT_GRID,
     METASIREN,
+    MODULATED,
+    PRODUCT,
     STRUMPLER,
+    STRUMPLER_MUON,
     Found,
     find_codecs,
     ours_last,
@@ -50,11 +53,12 @@ from inrjax.published import KODAK_RD, curves_to_show
 from inrjax.results import Summary
 from inrjax.types import BitstreamError, RDPoint
 
-NETWORKS = ("coin", *STRUMPLER, METASIREN)
-"""Codecs whose file is a coordinate network, from the oldest."""
+NETWORKS = ("coin", *STRUMPLER, *STRUMPLER_MUON, PRODUCT, METASIREN)
+"""Codecs whose file is a coordinate network."""
 
-RUNGS = (*NETWORKS, LATENT_GRID)
-"""Codecs that overfit a picture; the last one's file is latents on grids."""
+RUNGS = (*NETWORKS[:-1], MODULATED, METASIREN, LATENT_GRID)
+"""Codecs that overfit a picture, ours last; `MODULATED`'s file is latents of a network's patches,
+the last one's latents on grids."""
 
 CLASSIC = ("jpeg", ANCHOR, "jpeg-mozjpeg", "jpeg2000", "webp", "jpeg-xl", "hevc", "avif", "vvc")
 """Codecs that they are measured beside."""
@@ -142,7 +146,8 @@ def side_bytes(found: Found, summary: Summary) -> float | None:
         path = row_stream_path(found.run, found.codec, row.setting, row.image, ".inr")
         try:
             data = path.read_bytes()
-            sizes.append(len(data) - len(bitstream.peek(data).sections[-1]))
+            coded = bitstream.peek(data).sections[-CODED_SECTIONS.get(found.codec, 1) :]
+            sizes.append(len(data) - sum(map(len, coded)))
         except (FileNotFoundError, BitstreamError):
             noted = found.run / "side.json"
             known = json.loads(noted.read_text("utf-8")) if noted.exists() else {}
@@ -150,16 +155,23 @@ def side_bytes(found: Found, summary: Summary) -> float | None:
     return fmean(sizes)
 
 
+CODED_SECTIONS = {PRODUCT: 2}
+"""Sections of a stream, its last ones, that hold params or latents, where that is not the last
+alone: codebooks and indices."""
+
+
 def pixel_steps(codec: str, setting: str, config: Mapping[str, Any]) -> int:
     """Steps of the fit times the pixels of each, as the run's config has them: Strümpler's steps of
-    rounding and retraining are steps too, and before COIN had pixels of its own, it had the same.
-    """
+    rounding and retraining are steps too, and those that tune centroids; and before COIN had pixels
+    of its own, it had the same."""
     points = config["points_per_step"]
     steps = int(fields_of(setting)["steps"])
     if codec == "coin":
         points = config.get("coin_points_per_step", points)
     elif codec.startswith("strumpler"):
         steps += config["rounding_steps"] + config["retraining_steps"]
+    elif codec == PRODUCT:
+        steps += config["tune_steps"]
     return steps * points
 
 
@@ -196,7 +208,7 @@ def _against_published(curves: Mapping[str, numbers.Curve]) -> tuple[str, ...]:
     middle, and at each published point."""
     theirs = results.published_curves(results.read_published(PUBLISHED))
     lines = []
-    for method in KODAK_RD:
+    for method in (*KODAK_RD, "COIN++"):
         for name in (name for name in RUNGS if name in curves):
             rates = (numbers.bd_rate(theirs[method], curves[name], cut) for cut in (None, MIDDLE))
             ahead = numbers.ahead_at(numbers.frontier(curves[name]), theirs[method])
@@ -276,11 +288,13 @@ _NOTES = "\n".join(
         "[2] Multiply-accumulates of the network's products; of latent-grid, synthesis + context "
         "models.",
         "[3] Bits of the whole file over the number of params or of latents. A dash: a network's "
-        "file holds params and no latents, latent-grid's the other way round.",
+        "file holds params and no latents, those of latent-grid and modulated-siren the other way "
+        "round.",
         "[4] Bytes of a file beside its coded params or latents: header, checksum, digest, steps. "
         "A dash: the run's streams were not there to be counted.",
-        "[5] What a decoder has beside the file: the learned init of a width, or the base of "
-        "latent grids, one for all settings; 0 where a net starts at random and is sent whole.",
+        "[5] What a decoder has beside the file: the learned init of a width, the base of a size "
+        "of latent, or that of latent grids, one for all settings; 0 where a net starts at random "
+        "and is sent whole.",
     ]
 )  # fmt: skip
 
@@ -289,7 +303,7 @@ def _settings_table(ladder: Ladder, sides: Mapping[str, float]) -> str:
     lines = []
     for name in (name for name in RUNGS if name in ladder.found):
         found = ladder.found[name]
-        costs = grid_costs if name == LATENT_GRID else network_costs
+        costs = {LATENT_GRID: grid_costs, MODULATED: modulated_costs}.get(name, network_costs)
         for s in ladder.summaries[name]:
             side = sides.get(f"{name} {s.setting}")
             steps, products, param, latent, shared = costs(found, s.setting, s.num_bytes)
@@ -336,7 +350,7 @@ def network_costs(found: Found, setting: str, num_bytes: float) -> Costs:
     )
 
 
-LEARNED = ("strumpler-meta", METASIREN)
+LEARNED = ("strumpler-meta", PRODUCT, METASIREN)
 """Codecs whose fits start from a learned init that the decoder has."""
 
 
@@ -357,6 +371,21 @@ def grid_costs(found: Found, setting: str, num_bytes: float) -> Costs:
         _DASH,
         f"{8 * num_bytes / latents:.3f}",
         base.shared_bytes,
+    )
+
+
+def modulated_costs(found: Found, setting: str, num_bytes: float) -> Costs:
+    """Of a file that is the latents of patches: a base's, which the run's config describes."""
+    fields = fields_of(setting)
+    [base] = [b for b in found.config["bases"] if b["latent_dim"] == int(fields["latent"])]
+    sizes = [(row.height, row.width) for row in found.rows if row.setting == setting]
+    patches = fmean(prod(-(-side // base["patch"]) for side in size) for size in sizes)
+    return Costs(
+        int(fields["inner"]) * patches * base["patch"] ** 2,
+        f"{multiplications(Siren(base['width'], base['depth'])) / 1000:.1f}",
+        _DASH,
+        f"{8 * num_bytes / (patches * base['latent_dim']):.3f}",
+        base["shared_bytes"],
     )
 
 

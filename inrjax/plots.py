@@ -129,6 +129,8 @@ MEASURED: Mapping[str, Look] = {
     "strumpler-basic": Look("Strümpler, basic (8 bit)", _BROWN, "p"),
     "strumpler-basic-7bit": Look("Strümpler, basic (7 bit)", _BROWN, (4, 1, 0)),
     "strumpler-meta": Look("Strümpler, meta-learned (7 bit)", _BROWN, (8, 1, 0)),
+    "strumpler-basic-muon": Look("Strümpler, basic (8 bit), by Muon", _BROWN, (5, 1, 0)),
+    "strumpler-meta-muon": Look("Strümpler, meta-learned, by Muon", _BROWN, (9, 1, 0)),
     "product-siren": Look("Product quantisation", _GREY, (3, 1, 0)),
     "modulated-siren": Look("COIN++", _GREY, (7, 1, 0)),
     "jpeg": Look("JPEG, default tables", _RED, "H"),

@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inrjax import datasets, grids, results
+from experiments import common
+from inrjax import datasets, grids, results, trees
+from inrjax.init import packaged_init
+from inrjax.types import RDPoint
 
 pytestmark = pytest.mark.unoptimized
 
@@ -613,6 +616,127 @@ def test_grid_choices_smoke(tmp_path: Path) -> None:
     folder = grid_choices.main(grid_choices.Options(output=tmp_path, smoke=True))
     table = (folder / "table.md").read_text("utf-8")
     assert "| default | +0.00 | +0.00 |" in table and "without the sine layers" in table
+
+
+@pytest.mark.slow
+def test_siren_choices_smoke(tmp_path: Path) -> None:
+    from experiments import siren_choices
+
+    folder = siren_choices.main(siren_choices.Options(output=tmp_path, smoke=True))
+    header, *lines = cells_of((folder / "table.md").read_text("utf-8"), "# Choices")
+    default, *others = [dict(zip(header, line, strict=True)) for line in lines]
+    assert default["median"] == "+0.00" and len(others) == 9
+    # A choice among files has no worse a loss than the first of them, and needs all their seconds.
+    seconds = {one["variant"]: float(one["encode s/image"]) for one in others}
+    assert seconds["the best of 2 seeds"] > seconds["seed 1"]
+
+
+def point(codec: str, setting: str) -> RDPoint:
+    """A row of 100 bytes and 30 dB, encoded in a second."""
+    return RDPoint(codec, setting, "i", 8, 8, 100, 12.5, 30.0, None, None, 1.0, 0.1, 1, 0, "")
+
+
+def test_a_choice_takes_the_file_of_the_lowest_loss() -> None:
+    from experiments.siren_choices import best_of
+
+    row = point("meta-siren", "a")
+    half, worse = replace(row, num_bytes=50), replace(row, psnr=29.0)
+    # Half of the bytes are worth 10 * slope * log10(2) dB.
+    assert best_of([[row], [half], [worse]], 0.3) == [replace(half, encode_seconds=3.0)]
+    for dearer, chosen in ((0.8, half), (1.0, row)):
+        close = replace(half, psnr=30.0 - dearer)
+        [best] = best_of([[row], [close]], 0.3)
+        assert best.num_bytes == chosen.num_bytes
+    other = replace(row, image="other")
+    assert len(best_of([[row, other], [half]], 0.3)) == 2
+
+
+def test_low_rank_params_stand_for_the_sum_with_the_packaged_ones() -> None:
+    from experiments.siren_choices import LowRank
+
+    own, rng = packaged_init(24), np.random.default_rng(0)
+    net = LowRank(*(getattr(own.net, field.name) for field in fields(own.net)), rank=3)
+    shapes = dict(trees.leaves(net.shapes()))
+    params = trees.from_leaves({p: rng.normal(0, 0.05, shape) for p, shape in shapes.items()})
+    whole = {}
+    for name, layer in params.items():
+        if "weight" in layer:  # of three rows: a product of that rank would be larger
+            assert layer["weight"].shape[0] == 3
+            whole[name] = layer
+        else:
+            product = layer["left"] @ layer["right"]
+            weight = own.mean()[name]["weight"] + product
+            assert np.linalg.matrix_rank(product) == 3 and weight.shape == (24, product.shape[1])
+            whole[name] = {"bias": layer["bias"], "weight": weight}
+    coords = rng.uniform(-1, 1, (50, 2))
+    expected = own.net.apply_host(whole, coords)
+    np.testing.assert_allclose(net.apply_host(params, coords), expected, atol=1e-4)
+    np.testing.assert_allclose(net.apply(params, coords), expected, atol=1e-3)
+    y, x = coords[:5, 0], coords[:7, 1]
+    np.testing.assert_allclose(
+        net.apply_grid_host(params, y, x), own.net.apply_grid_host(whole, y, x), atol=1e-4
+    )
+
+
+def test_a_search_of_roundings_lowers_the_loss_of_what_is_decoded() -> None:
+    from experiments import siren_choices
+    from inrjax import codecs, metrics
+
+    image = next(iter(common.smoke_images().values()))
+    codec = codecs.MetaSiren(24, 60)
+    [learned] = codec.fit([image])
+    streams = [codec.pack(image, learned)]
+    streams += [
+        codec.pack(image, siren_choices.search(codec, image, learned, sweeps))
+        for sweeps in (0, 8, 32)
+    ]
+
+    def loss(stream: bytes) -> float:
+        [image_hat] = codec.decode([stream])
+        bits = sum(codec.code_lengths(stream).values())
+        return np.log(metrics.mse(image, image_hat)) + codec.slope * np.log(bits)
+
+    losses = [loss(stream) for stream in streams]
+    assert streams[0] == streams[1]  # no sweep, no move
+    assert losses[3] < losses[2] < losses[0]
+
+
+@pytest.mark.slow
+def test_other_rungs_smoke_and_their_place_in_the_ladder(kodak_smoke: Path, tmp_path: Path) -> None:
+    from experiments import ladder, other_rungs
+
+    shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
+    config = replace(other_rungs.SMOKE, max_images=3)
+    bases = other_rungs._smoke_bases()
+    run = other_rungs.run(config, bases, common.smoke_images(), tmp_path / "other_rungs")
+    rows = results.read_rows(run / "rows.csv")
+    options = ladder.Options(root=tmp_path, images="smoke", output=tmp_path / "ladder")
+    table = (ladder.main(options) / "table.md").read_text("utf-8")
+    header, *lines = cells_of(table, "## Each setting")
+    of = {line[1]: dict(zip(header, line, strict=True)) for line in lines}
+    pixels, patches = 48 * 64, 3 * 4
+    product = of["width=24_centroids=32_block=1_steps=8"]
+    assert product["million pixel-steps [1]"] == f"{12 * pixels / 1e6:.1f}"
+    assert int(product["shared bytes [5]"]) == packaged_init(24).shared_bytes
+    for base in bases:
+        [one] = [own for name, own in of.items() if f"latent={base.latent_dim}_" in name]
+        size = np.mean([row.num_bytes for row in rows if row.setting == one["setting"]])
+        bits = 8 * size / (patches * base.latent_dim)
+        assert float(one["bits a latent [3]"]) == pytest.approx(bits, abs=1e-3)
+        assert int(one["shared bytes [5]"]) == base.shared_bytes
+        assert int(one["side bytes [4]"]) < 40
+    # Codebooks are params: what is beside them is a few bytes for each tensor.
+    assert 40 < int(product["side bytes [4]"]) < 100
+
+
+def test_curves_of_one_name_are_told_apart_by_bits_and_optimizer() -> None:
+    from experiments.figures.source import STRUMPLER, STRUMPLER_MUON, curve_of
+
+    row = point("strumpler-basic", "width=24_bits=8")
+    seven = replace(row, setting="width=24_bits=7")
+    meta = replace(seven, codec="strumpler-meta")
+    assert tuple(curve_of(one, {"muon": None}) for one in (row, seven, meta)) == STRUMPLER
+    assert tuple(curve_of(one, {"muon": 1e-3}) for one in (row, meta)) == STRUMPLER_MUON
 
 
 @pytest.mark.slow

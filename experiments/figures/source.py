@@ -25,7 +25,7 @@ METASIREN, LATENT_GRID = OURS = ("meta-siren", "latent-grid")
 ANCHOR = "jpeg-optimized"
 """The codec that rates are compared with."""
 
-EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "classic_rd")
+EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "other_rungs", "classic_rd")
 """Whose rows are the measured curves, in the order in which a codec is looked for."""
 
 STRUMPLER = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
@@ -33,6 +33,9 @@ STRUMPLER = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
 
 STRUMPLER_MUON = ("strumpler-basic-muon", "strumpler-meta-muon")
 """The same fitted by Muon in place of the paper's Adam."""
+
+PRODUCT, MODULATED = "product-siren", "modulated-siren"
+"""Product-quantised weights, and COIN++'s modulations."""
 
 ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 """Published methods whose rates are no file sizes."""
@@ -42,7 +45,7 @@ LABELS = {method.name: method.label for method in METHODS}
 
 VARIANTS = (
     "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
-    *STRUMPLER_MUON,
+    *STRUMPLER_MUON, PRODUCT, MODULATED,
 )  # fmt: skip
 """Codecs left out where all codecs' curves are: there would be too many."""
 
