@@ -63,6 +63,9 @@ the last one's latents on grids."""
 CLASSIC = ("jpeg", ANCHOR, "jpeg-mozjpeg", "jpeg2000", "webp", "jpeg-xl", "hevc", "avif", "vvc")
 """Codecs that they are measured beside."""
 
+NOT_DRAWN = ("strumpler-basic-7bit", "strumpler-basic-muon")
+"""Rungs that the figures leave out, between others of the same net; the table has them."""
+
 PUBLISHED_ANCHOR = "Strumpler meta-learned (7 bit)"
 MIDDLE = (26.0, 32.0)
 """dB over which the goal beside the best published coordinate networks is set."""
@@ -439,10 +442,11 @@ def _all_side_bytes(ladder: Ladder, path: Path) -> dict[str, float]:
 
 
 def draw(ladder: Ladder, path: Path, bpp_range: tuple[float, float]) -> None:
-    """The rate-distortion figure of all measured codecs and the published networks."""
+    """The rate-distortion figure of the measured codecs and the published networks."""
     curves = results.published_curves(results.read_published(PUBLISHED))
     shown = curves_to_show(curves, KODAK_RD) if ladder.images == "kodak" else ({}, {})
-    summaries: Iterable[Summary] = (s for group in ladder.summaries.values() for s in group)
+    groups = (group for name, group in ladder.summaries.items() if name not in NOT_DRAWN)
+    summaries: Iterable[Summary] = (s for group in groups for s in group)
     measured = results.measured_curves(summaries)
     plots.save(plots.rd_figure(ours_last(measured), *shown, bpp_range=bpp_range), path)
 
