@@ -129,7 +129,7 @@ MEASURED: Mapping[str, Look] = {
     "strumpler-basic": Look("Strümpler, basic (8 bit)", _BROWN, "p"),
     "strumpler-basic-7bit": Look("Strümpler, basic (7 bit)", _BROWN, (4, 1, 0)),
     "strumpler-meta": Look("Strümpler, meta-learned (7 bit)", _BROWN, (8, 1, 0)),
-    "strumpler-basic-muon": Look("Strümpler, basic (8 bit), by Muon", _BROWN, (5, 1, 36)),
+    "strumpler-basic-muon": Look("Strümpler, basic (8 bit), by Muon", _BROWN, (9, 1, 0)),
     "strumpler-meta-muon": Look("Strümpler, meta-learned, by Muon", _BROWN, (4, 0, 0)),
     "product-siren": Look("Product quantisation", _GREY, (3, 1, 0)),
     "modulated-siren": Look("COIN++", _GREY, (7, 1, 0)),
@@ -186,7 +186,7 @@ dotted where the rate is an estimate; hollow markers. No two share both marker a
 
 _MARKERS = (
     "o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", (4, 1, 0), "H",
-    (6, 1, 0), (8, 1, 0), (3, 1, 0), (7, 1, 0), (5, 1, 36), (4, 1, 45),
+    (6, 1, 0), (8, 1, 0), (3, 1, 0), (7, 1, 0), (5, 1, 36), (4, 1, 45), (4, 0, 0), (9, 1, 0),
 )  # fmt: skip
 _COLOURS = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY, _GREY)
 
