@@ -344,7 +344,7 @@ def with_choices(
     return {
         **rows,
         f"the best of {len(seeds)} seeds": best_of(seeds, slope),
-        f"the better of two inits, and of {W0_30}": best_of([default, rows[W0_30]], slope),
+        f"the better of two inits, this one and of {W0_30}": best_of([default, rows[W0_30]], slope),
         "any width and slope": [row for own in slopes for row in own],
     }
 
