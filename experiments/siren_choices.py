@@ -37,7 +37,7 @@ from experiments.figures import numbers
 from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, entropy, fit, metatrain, quantize, results, trees
 from inrjax.codecs import strumpler
-from inrjax.evaluate import evaluate, image_digest, safe_name
+from inrjax.evaluate import evaluate, safe_name
 from inrjax.images import coordinates
 from inrjax.init import Init, flat_init, packaged_init
 from inrjax.nets.siren import Siren, layer_name
@@ -145,8 +145,6 @@ def without_columns(init: Init) -> Init:
 
 # ---------------------------------------------------------------------------- searched roundings
 
-_FITS: dict[tuple[Any, ...], list[Params]] = {}
-
 
 @dataclass(frozen=True, eq=False)
 class Searched(common.Wrapped):
@@ -163,12 +161,9 @@ class Searched(common.Wrapped):
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each image; progress is the fits'."""
         codec = self.codec
-        key = (codec.setting, codec.seed, tuple(map(image_digest, images)))
-        if key not in _FITS:
-            _FITS[key] = codec.fit(images, on_progress)
         return [
             codec.pack(image, search(codec, image, learned, self.sweeps))
-            for image, learned in zip(images, _FITS[key], strict=True)
+            for image, learned in zip(images, codec.fit(images, on_progress), strict=True)
         ]
 
 
