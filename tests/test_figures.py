@@ -404,6 +404,18 @@ def test_published_bd_rates_have_no_interval_and_measured_ones_do(root, quick) -
         assert all(v.ends and v.ends[0] <= v.ends[1] for v in line.values.values())
 
 
+def test_a_bd_rate_over_less_than_a_decibel_is_not_drawn(root, quick, monkeypatch) -> None:
+    source = Source(root)
+    name = next(n for n in source.summaries if n not in (METASIREN, LATENT_GRID))
+    found = numbers.bd_rate_with_interval(source.measured, name, METASIREN)
+    assert found is not None
+    label = plots.measured_looks([name])[name].label
+    for least, drawn in ((found.high - found.low, True), (found.high - found.low + 1e-6, False)):
+        monkeypatch.setattr(bars, "LEAST_OVERLAP", least)
+        lines = {line.label: line.values for line in bars.measured_lines(source)}
+        assert (METASIREN in lines.get(label, {})) == drawn
+
+
 def test_half_the_bits_and_double_stand_equally_far() -> None:
     assert bars.on_axis(0) == 0 and bars.on_axis(-50) == -bars.on_axis(100) == -1
 

@@ -19,6 +19,10 @@ from inrjax.plots import Look, Style, measured_looks
 MEASURED_TOO = ("JPEG (Pillow 7.1.2)", "JPEG2000", "WebP")
 """Published curves of codecs that are measured here: in the table, not in the figure."""
 
+LEAST_OVERLAP = 1.0
+"""dB that two measured curves must share to stand in the figure: over less, a BD-rate tells of
+their ends alone. The ladder's table has those, too, with their dB."""
+
 
 class Value(NamedTuple):
     """A BD-rate in percent, and the ends of its interval, None where there is none."""
@@ -96,14 +100,15 @@ def has_numbers(style: Style) -> bool:
 
 
 def measured_lines(source: Source) -> list[Line]:
-    """Against each codec whose curve of means overlaps one of ours, by MetaSiren's BD-rate."""
+    """Against each codec whose curve of means overlaps one of ours by `LEAST_OVERLAP`, by
+    MetaSiren's BD-rate."""
     lines = []
     others = [name for name in source.summaries if name not in OURS]
     for name, look in measured_looks(others).items():
         values = {}
         for ours in source.ours:
             found = numbers.bd_rate_with_interval(source.measured, name, ours)
-            if found is not None:
+            if found is not None and found.high - found.low >= LEAST_OVERLAP:
                 percent, low, high = found.of_means
                 values[ours] = Value(percent, None if low is None or high is None else (low, high))
         lines.append(Line(look.label, values))
