@@ -160,7 +160,10 @@ def main(options: Options) -> Path:
             "error: no bases: learn some by `python -m experiments.coinpp train --set cid22`, "
             "and name their files by --bases"
         )
-    bases = [load_base(path) for path in options.bases]
+    try:
+        bases = [load_base(path) for path in options.bases]
+    except ValueError as error:  # one sentence that names the file
+        raise SystemExit(f"error: {error}") from None
     config = options.config
     return common.show(run(config, bases, _some(config, options), options.output))
 

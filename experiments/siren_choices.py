@@ -31,9 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.flatten_util import ravel_pytree
 
 from experiments import common
 from experiments.figures import numbers
+from experiments.figures.source import METASIREN
 from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, entropy, fit, metatrain, quantize, results, trees
 from inrjax.codecs import strumpler
@@ -270,11 +272,10 @@ _PROBES = 32
 
 def _errors(net: Siren, problem: Problem, symbols: Any) -> Any:
     """Of every value (3, n), on [-1, 1]."""
-    flat, parts, start = problem.mean + symbols * problem.steps, {}, 0
-    for path, shape in trees.leaves(net.shapes()):
-        size = int(np.prod(shape))
-        parts[path], start = flat[start : start + size].reshape(shape), start + size
-    return net.apply_columns(trees.from_leaves(parts), problem.columns) - problem.pixels
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in trees.leaves(net.shapes())}
+    _, unravel = ravel_pytree(trees.from_leaves(zeros))
+    params = unravel(problem.mean + symbols * problem.steps)
+    return net.apply_columns(params, problem.columns) - problem.pixels
 
 
 def _mse(errors: Any) -> Any:
@@ -382,7 +383,7 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
 
 def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
     """BD-rates against the first variant, image by image."""
-    curves = {name: _curves(own) for name, own in rows.items()}
+    curves = {name: numbers.curves_by_image(own, METASIREN) for name, own in rows.items()}
     lines = []
     for name, own in rows.items():
         found = [numbers.bd_rate(curves["default"][i], curve) for i, curve in curves[name].items()]
@@ -406,13 +407,6 @@ def table(config: Config, rows: Mapping[str, Sequence[RDPoint]]) -> str:
         f"{config.num_steps} steps, {len({row.image for row in default})} images "
         f"({config.images}), seed 0\n\n" + markdown(header, lines) + "\n"
     )
-
-
-def _curves(rows: Sequence[RDPoint]) -> dict[str, list[tuple[float, float]]]:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        points.setdefault(row.image, []).append((row.bpp, row.psnr))
-    return {image: numbers.frontier(own) for image, own in sorted(points.items())}
 
 
 @dataclass(frozen=True)

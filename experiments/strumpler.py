@@ -132,7 +132,7 @@ def report(config: Config, images: Mapping[str, Image], folder: Path) -> None:
     side = json.loads((folder / "side.json").read_text("utf-8"))
     parts = [
         f"# Strümpler's codecs on {config.dataset}, from files",
-        f"{len(images)} images, seed {config.seed}; {_optimizer(config)} on a cosine, "
+        f"{len(images)} images, seed {config.seed}; {_optimizer_text(config)} on a cosine, "
         f"L1 {config.l1:g}, AdaRound and quantisation-aware steps included in the steps. PSNR is "
         "the mean of the images'. Bytes are whole files; side bytes are what is not range-coded "
         "symbols: header, checksum, step sizes, table of counts. Shared bytes are the init's.",
@@ -143,7 +143,7 @@ def report(config: Config, images: Mapping[str, Image], folder: Path) -> None:
     results.write_text(folder / "table.md", "\n\n".join(parts) + "\n")
 
 
-def _optimizer(config: Config) -> str:
+def _optimizer_text(config: Config) -> str:
     if config.muon is None:
         return f"Adam {config.learning_rate:g}"
     return f"Muon {config.muon:g}, which is not the paper's,"

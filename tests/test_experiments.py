@@ -729,6 +729,21 @@ def test_other_rungs_smoke_and_their_place_in_the_ladder(kodak_smoke: Path, tmp_
     assert 40 < int(product["side bytes [4]"]) < 100
 
 
+def test_other_rungs_names_a_base_that_is_missing_or_damaged(tmp_path: Path) -> None:
+    from experiments import other_rungs
+
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"no base")
+    for bases, said in (
+        ((), "no bases: learn some"),
+        ((tmp_path / "none.npz",), "none.npz is not a file"),
+        ((damaged,), "damaged.npz is damaged"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            other_rungs.main(other_rungs.Options(bases=bases, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_curves_of_one_name_are_told_apart_by_bits_and_optimizer() -> None:
     from experiments.figures.source import STRUMPLER, STRUMPLER_MUON, curve_of
 
