@@ -65,6 +65,7 @@ class Config:
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
     num_steps: int = codecs.MetaSiren.num_steps
+    search_steps: int = codecs.MetaSiren.search_steps
     coin_shapes: tuple[tuple[int, int], ...] = tuple(COIN_PUBLISHED)
     coin_steps: int = 600
     coin_points_per_step: int = 12_288
@@ -100,7 +101,12 @@ def build_codecs(config: Config) -> list[Codec]:
         *(codecs.WebP(q) for q in config.webp_qualities),
         *(
             codecs.MetaSiren(
-                w, config.num_steps, slope=config.slope, points_per_step=points, **fitted
+                w,
+                config.num_steps,
+                slope=config.slope,
+                points_per_step=points,
+                search_steps=config.search_steps,
+                **fitted,
             )
             for w in config.widths
         ),

@@ -33,6 +33,7 @@ from experiments.figures.source import (
     LABELS,
     LATENT_GRID,
     METASIREN,
+    METASIREN_BEST,
     MODULATED,
     PRODUCT,
     STRUMPLER,
@@ -43,7 +44,7 @@ from experiments.figures.source import (
 )
 from experiments.figures.tables import RATES
 from experiments.kodak_rd import PUBLISHED, ROOT, markdown
-from inrjax import bitstream, context, grids, plots, results
+from inrjax import bitstream, context, grids, overfit, plots, results
 from inrjax.evaluate import row_stream_path
 from inrjax.init import Init, find_init
 from inrjax.metrics import BDRate
@@ -53,10 +54,13 @@ from inrjax.published import KODAK_RD, curves_to_show
 from inrjax.results import Summary
 from inrjax.types import BitstreamError, RDPoint
 
-NETWORKS = ("coin", *STRUMPLER, *STRUMPLER_MUON, PRODUCT, METASIREN)
+OWN_NETWORKS = (METASIREN, METASIREN_BEST)
+"""MetaSiren's curves."""
+
+NETWORKS = ("coin", *STRUMPLER, *STRUMPLER_MUON, PRODUCT, *OWN_NETWORKS)
 """Codecs whose file is a coordinate network."""
 
-RUNGS = (*NETWORKS[:-1], MODULATED, METASIREN, LATENT_GRID)
+RUNGS = (*NETWORKS[: -len(OWN_NETWORKS)], MODULATED, *OWN_NETWORKS, LATENT_GRID)
 """Codecs that overfit a picture, ours last; `MODULATED`'s file is latents of a network's patches,
 the last one's latents on grids."""
 
@@ -163,10 +167,11 @@ CODED_SECTIONS = {PRODUCT: 2}
 alone: codebooks and indices."""
 
 
-def pixel_steps(codec: str, setting: str, config: Mapping[str, Any]) -> int:
+def pixel_steps(codec: str, setting: str, config: Mapping[str, Any], pixels: float) -> float:
     """Steps of the fit times the pixels of each, as the run's config has them: Strümpler's steps of
     rounding and retraining are steps too, and those that tune centroids; and before COIN had pixels
-    of its own, it had the same."""
+    of its own, it had the same. Those of a search see all ``pixels`` of a picture, or as many as
+    they look at."""
     points = config["points_per_step"]
     steps = int(fields_of(setting)["steps"])
     if codec == "coin":
@@ -175,7 +180,8 @@ def pixel_steps(codec: str, setting: str, config: Mapping[str, Any]) -> int:
         steps += config["rounding_steps"] + config["retraining_steps"]
     elif codec == PRODUCT:
         steps += config["tune_steps"]
-    return steps * points
+    searched = config.get("search_steps", 0) if codec == METASIREN else 0
+    return steps * points + searched * min(pixels, overfit.SEARCHED_PIXELS)
 
 
 # ---------------------------------------------------------------------------- the table
@@ -344,8 +350,9 @@ def network_costs(found: Found, setting: str, num_bytes: float) -> Costs:
             "`inrjax inits add FILE`, or name another run"
         )
     net = net_of(found.codec, setting, inits)
+    pixels = fmean(row.height * row.width for row in found.rows if row.setting == setting)
     return Costs(
-        pixel_steps(found.codec, setting, found.config),
+        pixel_steps(found.codec, setting, found.config, pixels),
         f"{multiplications(net) / 1000:.1f}",
         f"{8 * num_bytes / net.num_params:.2f}",
         _DASH,

@@ -205,7 +205,7 @@ def measure_command(config: Config, name: str, options: Sequence[str], picture: 
 
 def codecs_of(config: Config, seed: int) -> list[Codec]:
     """MetaSiren at the default preset, and LatentGrid at two rates, all of one seed."""
-    steps = config.num_steps or codecs.inr.PRESETS["default"]
+    steps = config.num_steps or codecs.MetaSiren.num_steps
     grid = [codecs.LatentGrid(step, seed=seed) for step in config.curve_steps]
     return [codecs.MetaSiren(config.width, steps, seed), *grid]
 

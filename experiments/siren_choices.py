@@ -25,31 +25,28 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.flatten_util import ravel_pytree
 
 from experiments import common
 from experiments.figures import numbers
 from experiments.figures.source import METASIREN
 from experiments.kodak_rd import ROOT, markdown, note_provenance
-from inrjax import codecs, entropy, fit, metatrain, quantize, results, trees
+from inrjax import codecs, fit, metatrain, results, trees
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, safe_name
-from inrjax.images import coordinates
 from inrjax.init import Init, flat_init, packaged_init
 from inrjax.nets.siren import Siren, layer_name
-from inrjax.types import Image, OnProgress, Params, RDPoint
+from inrjax.types import Image, Params, RDPoint
 
 
 @dataclass(frozen=True)
 class Config:
     """What is compared. ``seeds``: beside 0; ``slopes``: beside the default; ``ranks``: of the
-    deltas of a net of ``low_rank_width``; ``sweeps``: of the search of roundings; ``inits``:
+    deltas of a net of ``low_rank_width``; ``search_steps``: of the search of roundings; ``inits``:
     digests of the packaged ones, filled in when it runs."""
 
     widths: tuple[int, ...] = (24, 32, 48)
@@ -57,7 +54,7 @@ class Config:
     slopes: tuple[float, ...] = (0.15, 0.6)
     low_rank_width: int = 64
     ranks: tuple[int, ...] = (4, 8, 16)
-    sweeps: int = 48
+    search_steps: int = 48
     num_steps: int = 3000
     prior_images: int = 8
     prior_steps: int = 3000
@@ -67,7 +64,7 @@ class Config:
 
 
 SMOKE = Config(
-    widths=(24, 32), seeds=(1,), slopes=(0.6,), low_rank_width=24, ranks=(2, 4), sweeps=2,
+    widths=(24, 32), seeds=(1,), slopes=(0.6,), low_rank_width=24, ranks=(2, 4), search_steps=2,
     num_steps=8, prior_images=1, prior_steps=4, num_images=1, images="smoke",
 )  # fmt: skip
 
@@ -145,143 +142,6 @@ def without_columns(init: Init) -> Init:
     return replace(init, envelope=trees.from_leaves(flat))
 
 
-# ---------------------------------------------------------------------------- searched roundings
-
-
-@dataclass(frozen=True, eq=False)
-class Searched(common.Wrapped):
-    """MetaSiren whose symbols are moved one up or down where that lowers the loss of the picture as
-    it is decoded, log(mse) + slope * log(bits).
-
-    Each sweep ranks all moves by what they gain to second order, the gradient and the diagonal of
-    the Gauss-Newton matrix, takes the best share of them together if the loss agrees, and a
-    quarter of the share if not.
-    """
-
-    sweeps: int = 48
-
-    def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
-        """One stream for each image; progress is the fits'."""
-        codec = self.codec
-        return [
-            codec.pack(image, search(codec, image, learned, self.sweeps))
-            for image, learned in zip(images, codec.fit(images, on_progress), strict=True)
-        ]
-
-
-class Problem(NamedTuple):
-    """Of a picture and its fit, by param in the order of the leaves: prior mean, step size, Laplace
-    scale in symbols; columns (2, n) and pixels (3, n) in [-1, 1]; the slope."""
-
-    mean: Any
-    steps: Any
-    scales: Any
-    columns: Any
-    pixels: Any
-    slope: Any
-
-
-class Look(NamedTuple):
-    """At symbols: the loss; its gradient by them, of distortion alone; what a move of each up or
-    down adds to its rate, (2, params)."""
-
-    loss: Any
-    gradient: Any
-    costs: Any
-
-
-def search(codec: codecs.MetaSiren, image: Image, learned: Params, sweeps: int) -> dict[str, Any]:
-    """What was learned, with its net on the grid of its step sizes, where the search ended."""
-    init = codec.init or packaged_init(codec.width)
-    mean = init.mean()
-    tensors = codecs.inr.coded_tensors(learned, init)
-    steps = [np.full(t.symbols.size, quantize.step_size(t.step)) for t in tensors]
-    height, width = image.shape[:2]
-    problem = Problem(
-        trees.ravel(mean).astype(np.float32),
-        np.concatenate(steps).astype(np.float32),
-        entropy.scale(np.concatenate([t.levels for t in tensors])).astype(np.float32),
-        coordinates(height, width).T.astype(np.float32),
-        image.reshape(-1, 3).T / np.float32(127.5) - np.float32(1),
-        np.float32(codec.slope),
-    )
-    found = descend(init.net, problem, np.concatenate([t.symbols for t in tensors]), sweeps)
-    values = problem.mean + found.astype(np.float32) * problem.steps
-    return {**learned, "net": trees.unravel(values, mean)}
-
-
-def descend(net: Siren, problem: Problem, symbols: np.ndarray, sweeps: int) -> np.ndarray:
-    """Symbols whose loss is no higher than that of those given."""
-    look = _look(net)
-    values = jnp.asarray(symbols, jnp.float32)
-    curvature = _curvature(net)(problem, values)
-    seen, share = look(problem, values), 0.1
-    for _ in range(sweeps):
-        moves, gains = _moves(seen, curvature)
-        order = np.argsort(-gains)[: max(1, int(share * np.sum(gains > 0)))]
-        if gains[order[0]] <= 0:
-            break
-        moved = values.at[order].add(moves[order])
-        then = look(problem, moved)
-        if then.loss < seen.loss:
-            values, seen = moved, then
-        elif len(order) == 1:
-            break
-        else:
-            share /= 4
-    return np.asarray(values, np.int64)
-
-
-def _moves(seen: Look, curvature: Any) -> tuple[np.ndarray, np.ndarray]:
-    """For each param the better of its two moves, and by how much it lowers the loss."""
-    gradient, costs = np.asarray(seen.gradient), np.asarray(seen.costs)
-    up = gradient + np.asarray(curvature) / 2 + costs[0]
-    down = -gradient + np.asarray(curvature) / 2 + costs[1]
-    return np.where(up < down, 1, -1).astype(np.float32), -np.minimum(up, down)
-
-
-@lru_cache
-def _look(net: Siren) -> Any:
-    def look(problem: Problem, symbols: Any) -> Look:
-        mse, gradient = jax.value_and_grad(lambda s: _mse(_errors(net, problem, s)))(symbols)
-        same, up, down = (entropy.bits(symbols + move, problem.scales) for move in (0, 1, -1))
-        whole = jnp.sum(same)
-        costs = problem.slope / whole * jnp.stack([up - same, down - same])
-        return Look(jnp.log(mse) + problem.slope * jnp.log(whole), gradient / mse, costs)
-
-    return jax.jit(look)
-
-
-@lru_cache
-def _curvature(net: Siren) -> Any:
-    """The diagonal of the Gauss-Newton matrix of log(mse), estimated from random signs (Hutchinson
-    1990): the expectation of the squares of the Jacobian's transpose at them."""
-
-    def curvature(problem: Problem, symbols: Any) -> Any:
-        errors, transpose = jax.vjp(lambda s: _errors(net, problem, s), symbols)
-        keys = jax.random.split(jax.random.key(0), _PROBES)
-        signs = lambda key: jax.random.rademacher(key, errors.shape, errors.dtype)  # noqa: E731
-        squares = jax.lax.map(lambda key: transpose(signs(key))[0] ** 2, keys)
-        return 2 * jnp.mean(squares, 0) / (4 * errors.size * _mse(errors))
-
-    return jax.jit(curvature)
-
-
-_PROBES = 32
-
-
-def _errors(net: Siren, problem: Problem, symbols: Any) -> Any:
-    """Of every value (3, n), on [-1, 1]."""
-    zeros = {path: np.zeros(shape, np.float32) for path, shape in trees.leaves(net.shapes())}
-    _, unravel = ravel_pytree(trees.from_leaves(zeros))
-    params = unravel(problem.mean + symbols * problem.steps)
-    return net.apply_columns(params, problem.columns) - problem.pixels
-
-
-def _mse(errors: Any) -> Any:
-    return jnp.mean(errors**2) / 4
-
-
 # ---------------------------------------------------------------------------- what is compared
 
 Curve: TypeAlias = Sequence[tuple[str, Any]]
@@ -310,8 +170,8 @@ def variants(config: Config, training: Sequence[Image]) -> dict[str, Curve]:
         "no scale for each column": lambda width: codecs.MetaSiren(
             width, config.num_steps, init=without_columns(packaged_init(width))
         ),
-        "searched roundings": lambda width: Searched(
-            codecs.MetaSiren(width, config.num_steps), config.sweeps
+        "searched roundings": lambda width: codecs.MetaSiren(
+            width, config.num_steps, search_steps=config.search_steps
         ),
     }
     found = {name: curve(name, make) for name, make in plain.items()}

@@ -1130,10 +1130,13 @@ def _inr_codec(options: Encode) -> InrCodec:
             f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
             "and --codec coin"
         )
-    steps = options.steps
+    steps, search_steps = options.steps, None
     if options.codec == "meta-siren" and steps is None:
-        steps = codecs.inr.PRESETS[options.preset]
-    given = {"width": options.width, "num_steps": steps, "seed": options.seed}
+        steps, search_steps = codecs.inr.PRESETS[options.preset]
+    given = {
+        "width": options.width, "num_steps": steps, "search_steps": search_steps,
+        "seed": options.seed,
+    }  # fmt: skip
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.init is not None:
         if options.codec == "coin":

@@ -293,7 +293,7 @@ class _Search:
     def probe(self, width: int) -> float:
         """PSNR in dB of a short fit."""
         steps = max(1, round(_PROBE_SHARE * self._codec.num_steps))
-        codec = replace(self._codec, width=width, num_steps=steps)
+        codec = replace(self._codec, width=width, num_steps=steps, search_steps=0)
         [learned] = codec.fit([self.image])
         return self._measure(codec, learned).psnr
 
@@ -379,7 +379,8 @@ class _Search:
         return excess
 
     def _measure(self, codec: MetaSiren, learned: Params) -> Measured:
-        return _measured(codec, self.image, codec.pack(self.image, learned))
+        [searched] = codec.search([self.image], [learned])
+        return _measured(codec, self.image, codec.pack(self.image, searched))
 
     def is_met(self) -> bool:
         """Whether the last file meets the target."""

@@ -17,7 +17,7 @@ import pytest
 from bases import tiny_base, tiny_grid_base
 from conftest import photograph
 
-from inrjax import bitstream, decoding, trees
+from inrjax import bitstream, decoding, metrics, trees
 from inrjax.base import Base, save_base
 from inrjax.codecs import (
     BY_TAG,
@@ -107,6 +107,7 @@ TABLE |= {name: make() for name, (_, make) in OPTIONAL.items() if name not in AB
 if packaged_widths():
     PACKAGED = MetaSiren(packaged_widths()[0], 6, points_per_step=POINTS)
     TABLE["meta-siren-packaged"] = (PACKAGED, None)
+TABLE["meta-siren-searched"] = (replace(META, search_steps=6), None)
 INR = [name for name, (codec, _) in TABLE.items() if codec.suffix == ".inr"]
 
 SKIPPED = [
@@ -150,7 +151,7 @@ def test_satisfies_the_protocol(name):
     codec, lower = TABLE[name]
     assert isinstance(codec, Codec)
     assert codec.suffix.startswith(".")
-    assert codec.name == name.removesuffix("-packaged")
+    assert codec.name == name.removesuffix("-packaged").removesuffix("-searched")
     assert lower is None or (lower.name, lower.suffix) == (codec.name, codec.suffix)
     assert lower is None or lower.setting != codec.setting
 
@@ -442,6 +443,26 @@ def test_code_lengths_add_up_to_the_symbols():
         assert coded - 64 <= sum(lengths.values()) <= coded + 1
     with pytest.raises(BitstreamError, match="tag"):
         META.code_lengths(encoded("coin")["odd"])
+
+
+def test_a_search_of_roundings_lowers_the_loss_of_what_is_decoded():
+    image = photograph(96, 80)
+    codec = replace(META, num_steps=60, points_per_step=2048)
+    [learned] = codec.fit([image])
+
+    def stream(search_steps: int) -> bytes:
+        [found] = replace(codec, search_steps=search_steps).search([image], [learned])
+        return codec.pack(image, found)
+
+    def loss(data: bytes) -> float:
+        [image_hat] = codec.decode([data])
+        bits = sum(codec.code_lengths(data).values())
+        return np.log(metrics.mse(image, image_hat)) + codec.slope * np.log(bits)
+
+    streams = [stream(steps) for steps in (0, 1, 8, 32)]
+    assert streams[0] == codec.pack(image, learned)
+    assert streams[1] == streams[0]  # the first step looks at what is there
+    assert loss(streams[3]) < loss(streams[2]) < loss(streams[0]) - 0.01
 
 
 # ---------------------------------------------------------------------------- COIN

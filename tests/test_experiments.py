@@ -678,30 +678,6 @@ def test_low_rank_params_stand_for_the_sum_with_the_packaged_ones() -> None:
     )
 
 
-def test_a_search_of_roundings_lowers_the_loss_of_what_is_decoded() -> None:
-    from experiments import siren_choices
-    from inrjax import codecs, metrics
-
-    image = next(iter(common.smoke_images().values()))
-    codec = codecs.MetaSiren(24, 60)
-    [learned] = codec.fit([image])
-    streams = [codec.pack(image, learned)]
-    streams += [
-        codec.pack(image, siren_choices.search(codec, image, learned, sweeps))
-        for sweeps in (0, 8, 32)
-    ]
-
-    def loss(stream: bytes) -> float:
-        [image_hat] = codec.decode([stream])
-        bits = sum(codec.code_lengths(stream).values())
-        return np.log(metrics.mse(image, image_hat)) + codec.slope * np.log(bits)
-
-    losses = [loss(stream) for stream in streams]
-    assert streams[0] == streams[1]  # no sweep, no move
-    assert losses[3] < losses[2] < losses[0]
-
-
-@pytest.mark.slow
 def test_other_rungs_smoke_and_their_place_in_the_ladder(kodak_smoke: Path, tmp_path: Path) -> None:
     from experiments import ladder, other_rungs
 
@@ -744,14 +720,17 @@ def test_other_rungs_names_a_base_that_is_missing_or_damaged(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_curves_of_one_name_are_told_apart_by_bits_and_optimizer() -> None:
-    from experiments.figures.source import STRUMPLER, STRUMPLER_MUON, curve_of
+def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> None:
+    from experiments.figures.source import METASIREN_BEST, STRUMPLER, STRUMPLER_MUON, curve_of
 
     row = point("strumpler-basic", "width=24_bits=8")
     seven = replace(row, setting="width=24_bits=7")
     meta = replace(seven, codec="strumpler-meta")
     assert tuple(curve_of(one, {"muon": None}) for one in (row, seven, meta)) == STRUMPLER
     assert tuple(curve_of(one, {"muon": 1e-3}) for one in (row, meta)) == STRUMPLER_MUON
+    siren = replace(row, codec="meta-siren")
+    found = [curve_of(siren, config) for config in ({}, {"search_steps": 0}, {"search_steps": 9})]
+    assert found == ["meta-siren", "meta-siren", METASIREN_BEST]
 
 
 @pytest.mark.slow

@@ -304,13 +304,83 @@ def test_the_grid_has_an_optimiser_of_its_own() -> None:
     assert max(rates) < overfit.GRID_LEARNING_RATE
 
 
-# ---------------------------------------------------------------------------- Strümpler
-
-ALL_TILES = 4
+# ---------------------------------------------------------------------------- roundings
 
 
 def host(tree: Any) -> Any:
     return jax.tree.map(np.asarray, tree)
+
+
+def rounded() -> overfit.Rounded:
+    """A random net, rounded coarsely."""
+    count = NET.num_params
+    rng = np.random.default_rng(0)
+    steps = np.exp2(rng.uniform(-7, -5, count)).astype(np.float32)
+    mean, net = trees.ravel(tiny_init().mean()), trees.ravel(host(INIT(3)))
+    symbols = np.rint((net - mean) / steps).astype(np.float32)
+    return overfit.Rounded(points(), symbols, steps, np.full(count, 3, np.float32))
+
+
+def searched(num_steps: int, slope: float) -> fit.FitResult:
+    shared = overfit.rate_shared(tiny_init(), slope, seed=0)
+    [result] = fit.fit_batch(overfit.RoundingSearch(NET, num_steps), shared, [rounded()])
+    return result
+
+
+def rate_of(symbols: np.ndarray) -> float:
+    return float(entropy.bits(symbols, rounded().scales).sum())
+
+
+def net_of(symbols: np.ndarray) -> Any:
+    start, mean = rounded(), tiny_init().mean()
+    return trees.unravel(trees.ravel(mean) + symbols * start.steps, mean)
+
+
+def test_a_search_ends_at_the_integers_of_its_least_loss() -> None:
+    start, result = rounded(), searched(24, 0.3)
+    assert np.array_equal(result.params, np.rint(result.params))
+    assert 0 < np.abs(result.params - start.symbols).max() < 24
+
+    def loss(symbols: np.ndarray) -> float:
+        mse = 10 ** (-psnr(NET, net_of(symbols)) / 10)
+        return np.log(mse + overfit.MSE_FLOOR) + 0.3 * np.log(rate_of(symbols))
+
+    assert loss(start.symbols) == pytest.approx(result.losses[0], abs=1e-4)
+    assert loss(result.params) == pytest.approx(result.losses.min(), abs=1e-4)
+    assert result.losses.min() < result.losses[0] - 0.1
+
+
+def test_what_a_search_lowers_is_what_the_slope_says() -> None:
+    start = rounded().symbols
+    of_distortion, of_rate = (searched(24, slope).params for slope in (0.0, 30.0))
+    assert psnr(NET, net_of(of_distortion)) > psnr(NET, net_of(start)) + 0.3
+    assert rate_of(of_rate) < 0.95 * rate_of(start) < rate_of(of_distortion)
+
+
+def test_the_error_s_curvature_is_the_diagonal_of_the_gauss_newton_matrix() -> None:
+    """In the mean over random signs."""
+    start = jax.tree.map(jnp.asarray, rounded())
+    shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
+
+    def curvature(key: jax.Array) -> jax.Array:
+        return overfit._error_curvature(NET, shared._replace(key=key), start, None)
+
+    keys = jax.random.split(jax.random.key(1), 512)
+    found = jax.jit(lambda keys: jnp.mean(jax.lax.map(curvature, keys), axis=0))(keys)
+
+    def errors(symbols: jax.Array) -> jax.Array:  # on [0, 1]; their mean square is the mse
+        params = overfit._unravel(shared.mean + symbols * start.steps, shared.params)
+        values = (NET.apply(params, coordinates(*IMAGE.shape[:2])) + 1) / 2
+        return jnp.ravel(values) - jnp.ravel(to_float(IMAGE))
+
+    jacobian = jax.jit(jax.jacfwd(errors))(start.symbols)
+    np.testing.assert_allclose(found, 2 * jnp.mean(jacobian**2, axis=0), rtol=0.3)
+    assert float(jnp.mean(found)) == pytest.approx(float(2 * jnp.mean(jacobian**2)), rel=0.03)
+
+
+# ---------------------------------------------------------------------------- Strümpler
+
+ALL_TILES = 4
 
 
 def zeros_like(tree: Any) -> Any:

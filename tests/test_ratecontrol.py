@@ -29,6 +29,7 @@ class FakeCodec:
 
     width: int = 32
     num_steps: int = 1000
+    search_steps: int = 0
     slope: float = 0.3
     init: Any = None
     octaves: float = 0.0
@@ -47,6 +48,9 @@ class FakeCodec:
     def refine(self, image, learned, num_steps):
         self._spend(num_steps)
         return {"refined": 1.0}
+
+    def search(self, images, fitted):
+        return fitted
 
     def _spend(self, steps: int) -> None:
         if self.spent is not None:

@@ -22,6 +22,9 @@ T = TypeVar("T")
 METASIREN, LATENT_GRID = OURS = ("meta-siren", "latent-grid")
 """The codecs that the figures are about; the first has to be there."""
 
+METASIREN_BEST = "meta-siren-best"
+"""MetaSiren as `encode --preset best` writes it: longer fits, and searched roundings."""
+
 ANCHOR = "jpeg-optimized"
 """The codec that rates are compared with."""
 
@@ -45,7 +48,7 @@ LABELS = {method.name: method.label for method in METHODS}
 
 VARIANTS = (
     "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
-    *STRUMPLER_MUON, PRODUCT, MODULATED,
+    *STRUMPLER_MUON, PRODUCT, MODULATED, METASIREN_BEST,
 )  # fmt: skip
 """Codecs left out where all codecs' curves are: there would be too many."""
 
@@ -168,7 +171,9 @@ def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str,
 
 def curve_of(row: RDPoint, config: Mapping[str, Any]) -> str:
     """The codec's name, and what else tells curves of one name apart in its run: basic at 7 bits,
-    and Strümpler's nets under Muon."""
+    Strümpler's nets under Muon, and MetaSiren's with searched roundings."""
+    if row.codec == METASIREN and config.get("search_steps"):
+        return METASIREN_BEST
     is_seven = row.codec == "strumpler-basic" and "bits=7" in row.setting.split("_")
     name = "strumpler-basic-7bit" if is_seven else row.codec
     return f"{name}-muon" if config.get("muon") else name

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 WIDTHS = packaged_widths()
 """Widths that MetaSiren has a packaged init for: a rate curve, one file size for each."""
 
-PRESETS = {"fast": 2000, "default": 6000, "best": 24_000}
-"""Steps of MetaSiren's fits, by how much time they may take."""
+PRESETS = {"fast": (2000, 0), "default": (6000, 0), "best": (24_000, 48)}
+"""Steps of MetaSiren's fits, and of the search for better roundings after them, by how much time
+they may take."""
 
 MAX_WIDTH = 4096
 """Neurons of a layer of a COIN file at most."""
@@ -172,22 +173,25 @@ class MetaSiren:
       init: a learned init; None for the packaged one of this width.
       optimizer: None for Muon at 3e-3.
       points_per_step: pixels a step sees, rounded up to whole tiles (`fit.tiling`).
+      search_steps: of a search for better roundings after the fit (`overfit.RoundingSearch`), each
+        on all pixels, or 2^19; 0 for none.
     """
 
     width: int = 32
-    num_steps: int = PRESETS["default"]
+    num_steps: int = PRESETS["default"][0]
     seed: int = 0
     slope: float = 0.3
     init: Init | None = None
     optimizer: Optimizer | None = None
     points_per_step: int = 4096
+    search_steps: int = 0
 
     suffix: ClassVar[str] = ".inr"
     tag: ClassVar[int] = 2
     sections: ClassVar[tuple[str, ...]] = ("init", "grid", "symbols")
 
     def __post_init__(self):
-        decoding.check_at_least(self, num_steps=1, slope=0, points_per_step=1)
+        decoding.check_at_least(self, num_steps=1, slope=0, points_per_step=1, search_steps=0)
         decoding.check_init(self._own_init(), self.width)
 
     @property
@@ -197,13 +201,16 @@ class MetaSiren:
 
     @property
     def setting(self) -> str:
-        """``width=W_steps=N``."""
-        return f"width={self.width}_steps={self.num_steps}"
+        """``width=W_steps=N``, and ``_search=S`` if there is a search."""
+        search = f"_search={self.search_steps}" if self.search_steps else ""
+        return f"width={self.width}_steps={self.num_steps}{search}"
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; ValueError for another array."""
-        fitted = self.fit(images, on_progress)
-        return decoding.pack_each(self.pack, images, fitted)
+        fitting, searching = _two_parts(on_progress) if self.search_steps else (on_progress, None)
+        fitted = self.fit(images, fitting)
+        searched = self.search(images, fitted, searching)
+        return decoding.pack_each(self.pack, images, searched)
 
     def fit(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[Params]:
         """What is learned of each uint8 (height, width, 3) image: ``net`` (its params), and for
@@ -231,6 +238,34 @@ class MetaSiren:
             learned=learned
         )
         return self._run([image], plan, gentle, shared, None)[0]
+
+    def search(
+        self,
+        images: Sequence[Image],
+        fitted: Sequence[Params],
+        on_progress: OnProgress | None = None,
+    ) -> list[Params]:
+        """What `fit` or `refine` learned of each image, on the grid of its step sizes and with its
+        roundings searched (`overfit.RoundingSearch`); as it is where ``search_steps`` is 0."""
+        if not self.search_steps:
+            return list(fitted)
+        from inrjax import overfit
+
+        init = self._own_init()
+        tensors = [coded_tensors(learned, init) for learned in fitted]
+        fitting = overfit.Fitting(
+            make_plan=lambda *_: overfit.RoundingSearch(init.net, self.search_steps),
+            optimizer=None,
+            points_per_step=self.points_per_step,
+            seed=self.seed,
+            make_datum=lambda i, points: overfit.Rounded(points, *_flat(tensors[i])),
+        )
+        shared = overfit.rate_shared(init, self.slope, self.seed)
+        found = overfit.fit_once(dict(enumerate(images)), fitting, shared, on_progress)
+        return [
+            {**learned, "net": _on_grid(tensors[i], found[i].params, init)}
+            for i, learned in enumerate(fitted)
+        ]
 
     def pack(self, image: Image, learned: Params) -> bytes:
         """The stream of what `fit` learned of an image."""
@@ -298,6 +333,17 @@ class MetaSiren:
         return decoding.named_init(stream.sections[0], self.init)
 
 
+def _two_parts(on_progress: OnProgress | None) -> tuple[OnProgress | None, OnProgress | None]:
+    """Progress of a fit, and of a search after it, which takes less, in hundredths of percents."""
+    if on_progress is None:
+        return None, None
+
+    def part(first: int, last: int) -> OnProgress:
+        return lambda done, total: on_progress(first + (last - first) * done // total, 10_000)
+
+    return part(0, 8_000), part(8_000, 10_000)
+
+
 def _pack(image: Image, learned: Params, init: Init) -> bytes:
     """The stream of a fit: ``learned`` as `overfit.RatePlan` returns it."""
     tensors = coded_tensors(learned, init)
@@ -335,6 +381,20 @@ def coded_tensors(learned: Params, init: Init) -> list[CodedTensor]:
         offset = best_offset(symbols, own)
         tensors.append(CodedTensor(symbols, int(step), offset, _levels(own, offset)))
     return tensors
+
+
+def _flat(tensors: Sequence[CodedTensor]) -> list[np.ndarray]:
+    """Symbols, step sizes, and scales in symbols, of each param: float32 (num_params,)."""
+    steps = [np.full(len(t.symbols), quantize.step_size(t.step)) for t in tensors]
+    scales = [entropy.scale(t.levels) for t in tensors]
+    parts = [t.symbols for t in tensors], steps, scales
+    return [np.concatenate(part).astype(np.float32) for part in parts]
+
+
+def _on_grid(tensors: Sequence[CodedTensor], symbols: np.ndarray, init: Init) -> dict[str, Any]:
+    """The net of other symbols (num_params,) than those of its tensors."""
+    mean, (_, steps, _) = init.mean(), _flat(tensors)
+    return trees.unravel(trees.ravel(mean) + symbols.astype(np.float64) * steps, mean)
 
 
 def _quantize(learned: Params, init: Init) -> quantize.Quantized:
