@@ -315,7 +315,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(config, options.training_set, options.data, options.output, options.checkpoints)
         return
     elif options.command == "measure":
-        bases = [load_base(path) for path in options.bases]
+        try:
+            bases = [load_base(path) for path in options.bases]
+        except ValueError as error:  # one sentence that names the file
+            parser.error(str(error))
         folder = measure(_config_of(bases), bases, options.data, options.output)
     elif options.command == "run":
         folder = run(Config(), options.data, options.output, options.bases_folder)

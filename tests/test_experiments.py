@@ -720,6 +720,19 @@ def test_other_rungs_names_a_base_that_is_missing_or_damaged(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_coinpp_measures_nothing_under_a_damaged_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments import coinpp
+
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"no base")
+    with pytest.raises(SystemExit):
+        coinpp.main(["measure", "--bases", str(damaged), "--output", str(tmp_path / "out")])
+    assert "damaged.npz is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> None:
     from experiments.figures.source import METASIREN_BEST, STRUMPLER, STRUMPLER_MUON, curve_of
 
