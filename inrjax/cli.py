@@ -204,7 +204,8 @@ class Encode:
     steps: Annotated[int | None, _STEPS, arg(help_behavior_hint="(default: by --preset)")] = None
     """Steps of the fit."""
     preset: Literal["fast", "default", "best"] = "default"
-    """How long meta-siren fits; longer fits give smaller and better files."""
+    """How long meta-siren fits, longer for smaller and better files; best also searches for better
+    roundings."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers: on one machine, the same seed gives the same file."""
     init: Annotated[Path | None, _INIT] = None

@@ -1069,6 +1069,17 @@ def test_kept_programs_give_the_same_bytes_and_a_damaged_one_is_replaced(
     assert min(sizes[2].values()) > 100
 
 
+def test_presets_are_steps_of_fits_and_of_searches(tmp_path):
+    def steps(**options):
+        codec = cli._inr_codec(cli.Encode((tmp_path / "a.png",), "b.inr", **options))
+        return codec.num_steps, codec.search_steps
+
+    found = [steps(preset=preset) for preset in ("fast", "default", "best")]
+    assert found == sorted(found) and found[1] == steps(steps=codecs.MetaSiren.num_steps)
+    assert found[2][1] > 0
+    assert steps(steps=9) == (9, 0)
+
+
 def test_a_cache_that_cannot_be_made_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("no folder")
     monkeypatch.setenv("INRJAX_CACHE", str(Path("file", "below")))
