@@ -247,9 +247,9 @@ def table(
     parts = [
         f"# Rate and distortion on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
-        f"steps of {config.points_per_step} pixels of Muon{search}; {coin}PSNR is the mean of the images' "
-        "PSNRs, the PSNR of the mean error beside it. Bytes are whole files; what a decoder shares "
-        "beside them (the init) is in its own column.",
+        f"steps of {config.points_per_step} pixels of Muon{search}; {coin}PSNR is the "
+        "mean of the images' PSNRs, the PSNR of the mean error beside it. Bytes are whole files; "
+        "what a decoder shares beside them (the init) is in its own column.",
         _points(summaries),
         "## BD-rate of MetaSiren",
         _bd_rates(config, rows, summaries),
