@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
 
 import tyro
 
@@ -61,14 +60,14 @@ COIN_PUBLISHED = {
 @dataclass(frozen=True)
 class Config:
     """What is measured. ``images``: kodak, cid22-held-back or clic2025; ``max_images``: of them, in
-    order; earlier runs have all of Kodak. ``inits``: digests of the packaged inits, filled in when
-    it runs."""
+    order; earlier runs have all of Kodak. ``learning_rate``: of MetaSiren's Muon; COIN's is its
+    codec's. ``inits``: digests of the packaged inits, filled in when it runs."""
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
     num_steps: int = codecs.MetaSiren.num_steps
     search_steps: int = codecs.MetaSiren.search_steps
     coin_shapes: tuple[tuple[int, int], ...] = tuple(COIN_PUBLISHED)
-    coin_steps: int = 600
+    coin_steps: int = codecs.Coin.num_steps
     coin_points_per_step: int = 12_288
     jpeg_qualities: tuple[int, ...] = classic.JPEG_QUALITIES
     jpeg2000_ratios: tuple[float, ...] = classic.JPEG2000_RATIOS
@@ -90,10 +89,6 @@ SMOKE = Config(
 
 def build_codecs(config: Config) -> list[Codec]:
     """Every codec at every rate, the quick ones first."""
-    fitted: dict[str, Any] = {
-        "seed": config.seed,
-        "optimizer": optimizers.Muon(config.learning_rate),
-    }
     points, coin_points = config.points_per_step, config.coin_points_per_step
     return [
         *(codecs.Jpeg(q, optimize=False) for q in config.jpeg_qualities),
@@ -102,17 +97,18 @@ def build_codecs(config: Config) -> list[Codec]:
         *(codecs.WebP(q) for q in config.webp_qualities),
         *(
             codecs.MetaSiren(
-                w,
-                config.num_steps,
+                width=w,
+                num_steps=config.num_steps,
+                seed=config.seed,
                 slope=config.slope,
+                optimizer=optimizers.Muon(config.learning_rate),
                 points_per_step=points,
                 search_steps=config.search_steps,
-                **fitted,
             )
             for w in config.widths
         ),
         *(
-            codecs.Coin(w, d, config.coin_steps, points_per_step=coin_points, **fitted)
+            codecs.Coin(w, d, config.coin_steps, config.seed, points_per_step=coin_points)
             for w, d in config.coin_shapes
         ),
     ]

@@ -53,7 +53,8 @@ class Coin:
     Attributes:
       width, depth: neurons of a layer, and sine layers; depth counts the first.
       num_steps: steps of the fit. seed: of the init and the pixel order.
-      optimizer: None for Muon at 3e-3.
+      optimizer: None for Muon at 3e-3, and above depth 5 at 3e-3 * (5 / depth)^2: fits of deeper
+        nets fail at more.
       points_per_step: pixels a step sees, rounded up to whole tiles (`fit.tiling`); None for all.
     """
 
@@ -100,7 +101,8 @@ class Coin:
             make_plan=lambda optimizer, tiles: overfit.PlainPlan(
                 net, optimizer, steps, tiles, window
             ),
-            optimizer=self.optimizer or optimizers.Muon(overfit.LEARNING_RATE),
+            optimizer=self.optimizer
+            or optimizers.Muon(overfit.LEARNING_RATE * min(1.0, 5 / self.depth) ** 2),
             points_per_step=self.points_per_step or bitstream.MAX_PIXELS,
             seed=self.seed,
         )
