@@ -3,8 +3,9 @@
 Claim: MetaSiren saves at least 35 % of optimised JPEG's bytes (BD-rate, curve of means), fitting
 all 24 images at six widths in at most 75 minutes on 2 cores.
 Command: python -m experiments.kodak_rd --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
-    and the same with --images cid22-held-back or --images clic2025 --max-images 6; or as
-    --preset best does: --num-steps 24000 --search-steps 48 --widths 24 32 48
+    and the same with --images cid22-held-back or --images clic2025 --max-images 6; as
+    --preset best does: --num-steps 24000 --search-steps 48 --widths 24 32 48 --coin-shapes;
+    COIN alone: --widths
 Minutes: about 45 on 2 cores. Stopped at any time, it goes on where it was.
 Expected: the table in results/kodak_rd/<config hash>/table.md.
 
@@ -129,7 +130,8 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     )
     if before == 0:  # this process fitted every batch, so the memory it took is theirs
         update_costs(folder, {"peak_memory_batch_gib": machine.peak_memory() / 2**30})
-    measure_costs(config, images, folder)
+    if config.widths:
+        measure_costs(config, images, folder)
     report(config, folder, rows)
     return folder
 
@@ -147,7 +149,8 @@ def note_provenance(folder: Path) -> None:
 
 def report(config: Config, folder: Path, rows: Sequence[RDPoint]) -> None:
     """table.md and the figure, from rows and cost.json alone."""
-    costs = json.loads((folder / "cost.json").read_text("utf-8"))
+    path = folder / "cost.json"
+    costs = json.loads(path.read_text("utf-8")) if path.exists() else {}
     summaries = results.summarise(rows)
     results.write_text(folder / "table.md", table(config, rows, summaries, costs))
     draw(summaries, folder / "rd", config.images == "kodak")
@@ -172,7 +175,7 @@ def measure_costs(config: Config, images: Mapping[str, Image], folder: Path) -> 
     with tempfile.TemporaryDirectory() as temporary:
         photo, stream, decoded = (Path(temporary, n) for n in ("a.png", "a.inr", "b"))
         write_image(photo, image)
-        options = ["--width", str(width), "--steps", str(config.num_steps)]
+        options = ["--width", str(width), *_fit_options(config)]
         encode = time_cli(["encode", str(photo), "-o", str(stream), *options])
         decode = [time_cli(["decode", str(stream), "-o", f"{decoded}{i}.png"]) for i in range(3)]
     costs = {
@@ -183,6 +186,13 @@ def measure_costs(config: Config, images: Mapping[str, Image], folder: Path) -> 
         "peak_memory_decode_gib": max(memory for _, memory in decode),
     }
     update_costs(folder, costs)
+
+
+def _fit_options(config: Config) -> list[str]:
+    """Of `inrjax encode`: the preset that fits and searches as long, or the steps of the fit."""
+    presets = {steps: name for name, steps in codecs.inr.PRESETS.items()}
+    preset = presets.get((config.num_steps, config.search_steps))
+    return ["--preset", preset] if preset else ["--steps", str(config.num_steps)]
 
 
 def update_costs(folder: Path, costs: Mapping[str, float]) -> None:
@@ -240,18 +250,17 @@ def table(
     coin = f"{coin}full-image steps of Adam); " if config.coin_shapes else ""
     search = f", then {config.search_steps} of a search for better roundings"
     search = search if config.search_steps else ""
+    siren = f"MetaSiren {config.num_steps} steps of {config.points_per_step} pixels of Muon{search}"
+    siren = f"{siren}; " if config.widths else ""
     parts = [
         f"# Rate and distortion on {config.images}, from files",
-        f"{len({r.image for r in rows})} images; seed {config.seed}; MetaSiren {config.num_steps} "
-        f"steps of {config.points_per_step} pixels of Muon{search}; {coin}PSNR is the "
+        f"{len({r.image for r in rows})} images; seed {config.seed}; {siren}{coin}PSNR is the "
         "mean of the images' PSNRs, the PSNR of the mean error beside it. Bytes are whole files; "
         "what a decoder shares beside them (the init) is in its own column.",
         _points(summaries),
-        "## BD-rate of MetaSiren",
-        _bd_rates(config, rows, summaries),
+        *(("## BD-rate of MetaSiren", _bd_rates(config, rows, summaries)) if config.widths else ()),
         *(_coin(config, summaries) if config.coin_shapes and is_kodak else ()),
-        "## Cost",
-        _costs(rows, costs),
+        *(("## Cost", _costs(rows, costs)) if config.widths else ()),
     ]
     return "\n\n".join(parts) + "\n"
 

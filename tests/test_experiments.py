@@ -86,6 +86,11 @@ def test_kodak_rd_smoke(kodak_smoke: Path) -> None:
     others = [row for row in rows if row.codec != "coin"]
     bare = kodak_rd.table(config, others, results.summarise(others), costs)
     assert "COIN" in table and "COIN" not in bare
+    # Without MetaSiren, none of what is about it.
+    config = replace(kodak_rd.SMOKE, widths=())
+    others = [row for row in rows if row.codec != "meta-siren"]
+    bare = kodak_rd.table(config, others, results.summarise(others), {})
+    assert "## COIN" in bare and "MetaSiren" not in bare and "Cost" not in bare
 
 
 def test_a_commands_memory_is_not_that_of_the_process_that_starts_it() -> None:
