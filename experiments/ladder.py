@@ -32,6 +32,7 @@ from experiments.figures.source import (
     ANCHOR,
     LABELS,
     LATENT_GRID,
+    LATENT_GRID_EQUAL,
     METASIREN,
     METASIREN_BEST,
     MODULATED,
@@ -60,9 +61,12 @@ OWN_NETWORKS = (METASIREN, METASIREN_BEST)
 NETWORKS = ("coin", *STRUMPLER, *STRUMPLER_MUON, PRODUCT, *OWN_NETWORKS)
 """Codecs whose file is a coordinate network."""
 
-RUNGS = (*NETWORKS[: -len(OWN_NETWORKS)], MODULATED, *OWN_NETWORKS, LATENT_GRID)
+GRIDS = (LATENT_GRID, LATENT_GRID_EQUAL)
+"""LatentGrid's curves: one step size for all pictures, and about the same bpp for all."""
+
+RUNGS = (*NETWORKS[: -len(OWN_NETWORKS)], MODULATED, *OWN_NETWORKS, *GRIDS)
 """Codecs that overfit a picture, ours last; `MODULATED`'s file is latents of a network's patches,
-the last one's latents on grids."""
+that of `GRIDS` latents on grids."""
 
 CLASSIC = ("jpeg", ANCHOR, "jpeg-mozjpeg", "jpeg2000", "webp", "jpeg-xl", "hevc", "avif", "vvc")
 """Codecs that they are measured beside."""
@@ -312,7 +316,8 @@ def _settings_table(ladder: Ladder, sides: Mapping[str, float]) -> str:
     lines = []
     for name in (name for name in RUNGS if name in ladder.found):
         found = ladder.found[name]
-        costs = {LATENT_GRID: grid_costs, MODULATED: modulated_costs}.get(name, network_costs)
+        costs = {MODULATED: modulated_costs}.get(name, network_costs)
+        costs = grid_costs if name in GRIDS else costs
         for s in ladder.summaries[name]:
             side = sides.get(f"{name} {s.setting}")
             steps, products, param, latent, shared = costs(found, s.setting, s.num_bytes)

@@ -739,7 +739,13 @@ def test_coinpp_measures_nothing_under_a_damaged_base(
 
 
 def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> None:
-    from experiments.figures.source import METASIREN_BEST, STRUMPLER, STRUMPLER_MUON, curve_of
+    from experiments.figures.source import (
+        LATENT_GRID_EQUAL,
+        METASIREN_BEST,
+        STRUMPLER,
+        STRUMPLER_MUON,
+        curve_of,
+    )
 
     row = point("strumpler-basic", "width=24_bits=8")
     seven = replace(row, setting="width=24_bits=7")
@@ -749,6 +755,42 @@ def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> Non
     siren = replace(row, codec="meta-siren")
     found = [curve_of(siren, config) for config in ({}, {"search_steps": 0}, {"search_steps": 9})]
     assert found == ["meta-siren", "meta-siren", METASIREN_BEST]
+    grid = replace(row, codec="latent-grid")
+    found = [curve_of(grid, config) for config in ({"steps": [24]}, {"rates": [0.1]})]
+    assert found == ["latent-grid", LATENT_GRID_EQUAL]
+
+
+def test_a_step_size_is_chosen_by_what_is_known_of_a_picture() -> None:
+    from experiments import equal_bpp
+
+    assert equal_bpp.choose_step({}, 0.1) in equal_bpp.STEPS
+    known = {step: 2.0 ** (-0.2 * step) for step in (20, 31, 40)}
+    for step in equal_bpp.STEPS:  # between what is known exactly, elsewhere by the usual slope
+        rate = 2.0 ** (-0.2 * step)
+        assert step not in range(20, 41) or equal_bpp.choose_step(known, 1.05 * rate) == step
+    assert equal_bpp.choose_step(known, 1e-9) == max(equal_bpp.STEPS)
+    assert equal_bpp.choose_step(known, 1e9) == min(equal_bpp.STEPS)
+
+
+@pytest.mark.slow
+def test_equal_bpp_smoke(tmp_path: Path) -> None:
+    from experiments import equal_bpp
+
+    options = equal_bpp.Options(output=tmp_path / "out", results_root=tmp_path, smoke=True)
+    folder = equal_bpp.main(options)
+    files = results.read_rows(folder / "files" / "rows.csv")
+    rows = results.read_rows(folder / "rows.csv")
+    assert len(rows) == len(equal_bpp.SMOKE.rates) * len(common.smoke_images())
+    assert {row.digest for row in rows} <= {row.digest for row in files}
+    for rate in equal_bpp.SMOKE.rates:
+        for row in (row for row in rows if row.setting == f"bpp={rate:g}"):
+            own = [file.bpp for file in files if file.image == row.image]
+            assert abs(np.log(row.bpp / rate)) == min(abs(np.log(np.array(own) / rate)))
+            assert 0.75 < row.bpp / rate < 1.25  # small crops; a step size is a tenth elsewhere
+    table = (folder / "table.md").read_text()
+    equal_bpp.main(options)  # nothing is measured twice
+    assert table == (folder / "table.md").read_text()
+    assert files == results.read_rows(folder / "files" / "rows.csv")
 
 
 @pytest.mark.slow

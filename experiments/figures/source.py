@@ -25,10 +25,13 @@ METASIREN, LATENT_GRID = OURS = ("meta-siren", "latent-grid")
 METASIREN_BEST = "meta-siren-best"
 """MetaSiren as `encode --preset best` writes it: longer fits, and searched roundings."""
 
+LATENT_GRID_EQUAL = "latent-grid-equal-bpp"
+"""LatentGrid with about the same bits per pixel for every picture."""
+
 ANCHOR = "jpeg-optimized"
 """The codec that rates are compared with."""
 
-EXPERIMENTS = ("kodak_rd", "grid_rd", "strumpler", "other_rungs", "classic_rd")
+EXPERIMENTS = ("kodak_rd", "grid_rd", "equal_bpp", "strumpler", "other_rungs", "classic_rd")
 """Whose rows are the measured curves, in the order in which a codec is looked for."""
 
 STRUMPLER = ("strumpler-basic", "strumpler-basic-7bit", "strumpler-meta")
@@ -49,6 +52,7 @@ LABELS = {method.name: method.label for method in METHODS}
 VARIANTS = (
     "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
     *STRUMPLER_MUON, PRODUCT, MODULATED, METASIREN_BEST,
+    LATENT_GRID_EQUAL,
 )  # fmt: skip
 """Codecs left out where all codecs' curves are: there would be too many."""
 
@@ -171,9 +175,12 @@ def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str,
 
 def curve_of(row: RDPoint, config: Mapping[str, Any]) -> str:
     """The codec's name, and what else tells curves of one name apart in its run: basic at 7 bits,
-    Strümpler's nets under Muon, and MetaSiren's with searched roundings."""
+    Strümpler's nets under Muon, MetaSiren's with searched roundings, and LatentGrid's at equal
+    rates."""
     if row.codec == METASIREN and config.get("search_steps"):
         return METASIREN_BEST
+    if row.codec == LATENT_GRID and "rates" in config:
+        return LATENT_GRID_EQUAL
     is_seven = row.codec == "strumpler-basic" and "bits=7" in row.setting.split("_")
     name = "strumpler-basic-7bit" if is_seven else row.codec
     return f"{name}-muon" if config.get("muon") else name
