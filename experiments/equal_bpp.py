@@ -2,7 +2,7 @@
 
 Claim: on Kodak, files of LatentGrid of nearly the same bpp for each picture have a mean PSNR that
 is above RECOMBINER's published points at all their rates; one step size for all pictures, as
-experiments/grid_rd.py has it, gives up 0.2 dB or more of it at the same mean bpp up to 0.2 bpp.
+experiments/grid_rd.py has it, gives up 0.3 to 0.5 dB of it at the same mean bpp.
 Command: python -m experiments.equal_bpp --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
     and the same with --images cid22-held-back
 Minutes: about 20 on 2 cores for Kodak. Stopped at any time, it goes on where it was.

@@ -203,6 +203,7 @@ def table(ladder: Ladder, sides: Mapping[str, float]) -> str:
             "images. Seconds are wall seconds an image, of a batch of all, on a machine that other "
             "work may have shared. The last column compares a measured curve with a published one.",
             _curves_table(ladder, curves),
+            *((_SPREAD,) if LATENT_GRID_EQUAL in ladder.found else ()),
             "## Each setting of what overfits a picture",
             _settings_table(ladder, sides),
             _NOTES,
@@ -293,6 +294,13 @@ _HEADER = (
     "decoder kMAC a pixel [2]", "bits a param [3]", "bits a latent [3]", "side bytes [4]",
     "shared bytes [5]", "encode s", "decode s",
 )  # fmt: skip
+
+_SPREAD = (
+    f"{LATENT_GRID_EQUAL} gives every picture about the same bpp, as a network of one width and a "
+    "ratio of jpeg2000 do. One step size or one quality gives hard pictures more, which the mean "
+    "of PSNRs does not reward: beside codecs at one quality, a part of its lead is how bits are "
+    "spread."
+)
 
 _NOTES = "\n".join(
     [
