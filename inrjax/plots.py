@@ -125,6 +125,8 @@ _NO_FILES = (1.2, 1.4)
 MEASURED: Mapping[str, Look] = {
     "meta-siren": Look("MetaSiren (ours)", _BLACK, "o"),
     "latent-grid": Look("LatentGrid (ours)", _VIOLET, "s"),
+    "meta-siren-best": Look("MetaSiren (ours), best", _BLACK, (10, 1, 0)),
+    "latent-grid-equal-bpp": Look("LatentGrid (ours), equal bpp", _VIOLET, (5, 0, 180)),
     "coin": Look("COIN", _GREY, "v"),
     "strumpler-basic": Look("Strümpler, basic (8 bit)", _BROWN, "p"),
     "strumpler-basic-7bit": Look("Strümpler, basic (7 bit)", _BROWN, (4, 1, 0)),

@@ -12,7 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from experiments.figures import numbers
-from experiments.figures.source import ESTIMATED, LABELS, METASIREN, OURS, Source
+from experiments.figures.source import (
+    ESTIMATED,
+    LABELS,
+    METASIREN,
+    OURS,
+    OURS_OTHERWISE,
+    Source,
+)
 from inrjax import results
 from inrjax.plots import Look, Style, measured_looks
 
@@ -103,7 +110,7 @@ def measured_lines(source: Source) -> list[Line]:
     """Against each codec whose curve of means overlaps one of ours by `LEAST_OVERLAP`, by
     MetaSiren's BD-rate."""
     lines = []
-    others = [name for name in source.summaries if name not in OURS]
+    others = [name for name in source.summaries if name not in (*OURS, *OURS_OTHERWISE)]
     for name, look in measured_looks(others).items():
         values = {}
         for ours in source.ours:

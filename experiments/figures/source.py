@@ -43,6 +43,9 @@ STRUMPLER_MUON = ("strumpler-basic-muon", "strumpler-meta-muon")
 PRODUCT, MODULATED = "product-siren", "modulated-siren"
 """Product-quantised weights, and COIN++'s modulations."""
 
+OURS_OTHERWISE = (METASIREN_BEST, LATENT_GRID_EQUAL)
+"""Curves of `OURS` by other settings; ours are not compared with ours."""
+
 ESTIMATED = tuple(method.name for method in METHODS if method.is_estimate)
 """Published methods whose rates are no file sizes."""
 
@@ -51,8 +54,7 @@ LABELS = {method.name: method.label for method in METHODS}
 
 VARIANTS = (
     "jpeg-progressive", "jpeg-optimized-444", "fmm", "fmm-jpeg-optimized", *STRUMPLER[:2],
-    *STRUMPLER_MUON, PRODUCT, MODULATED, METASIREN_BEST,
-    LATENT_GRID_EQUAL,
+    *STRUMPLER_MUON, PRODUCT, MODULATED, *OURS_OTHERWISE,
 )  # fmt: skip
 """Codecs left out where all codecs' curves are: there would be too many."""
 
