@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures import numbers
 from experiments.figures.source import (
+    LATENT_GRID_EQUAL,
     NETWORKS,
     OURS,
     STRUMPLER,
@@ -57,12 +58,12 @@ def ms_ssim(source: Source, style: Style) -> Figure:
 
 def networks(source: Source, style: Style) -> Figure:
     """PSNR over bpp of the codecs that overfit a picture: coordinate networks measured here and
-    published ones, and LatentGrid.
+    published ones, and LatentGrid, by one step size and by the same bpp for all pictures.
 
     COIN and Strümpler's codecs measured here have the steps of their runs' configs, far fewer than
     the published ones.
     """
-    shown = ("coin", *STRUMPLER, *OURS)
+    shown = ("coin", *STRUMPLER, LATENT_GRID_EQUAL, *OURS)
     groups = (source.summaries.get(name, ()) for name in shown)
     measured = results.measured_curves(summary for group in groups for summary in group)
     return rd_figure(
