@@ -5,8 +5,8 @@ all 24 images at six widths in at most 75 minutes on 2 cores.
 Command: python -m experiments.kodak_rd --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
     and the same with --images cid22-held-back or --images clic2025 --max-images 6; as
     --preset best does: --num-steps 24000 --search-steps 48 --widths 24 32 48 --coin-shapes;
-    COIN alone: --widths
-Minutes: about 45 on 2 cores. Stopped at any time, it goes on where it was.
+    COIN alone: --widths --jpeg-qualities --jpeg2000-ratios --webp-qualities
+Minutes: about 90 on 2 cores, 26 of them COIN's. Stopped at any time, it goes on where it was.
 Expected: the table in results/kodak_rd/<config hash>/table.md.
 
 Every number comes from a file that another process decoded. Nothing was trained on Kodak, and no
@@ -246,8 +246,8 @@ def table(
 ) -> str:
     """All measured numbers as Markdown; published ones in columns of their own."""
     is_kodak = config.images in ("kodak", "smoke")  # COIN's published numbers are Kodak's
-    coin = f"COIN {config.coin_steps} of {config.coin_points_per_step} (as published: 50,000 "
-    coin = f"{coin}full-image steps of Adam); " if config.coin_shapes else ""
+    coin = f"COIN {config.coin_steps} steps of {config.coin_points_per_step} pixels of Muon (as "
+    coin = f"{coin}published: 50,000 full-image steps of Adam); " if config.coin_shapes else ""
     search = f", then {config.search_steps} of a search for better roundings"
     search = search if config.search_steps else ""
     siren = f"MetaSiren {config.num_steps} steps of {config.points_per_step} pixels of Muon{search}"

@@ -1,6 +1,6 @@
 """Which ideas for MetaSiren pay: its prior, nets and inits chosen by image, roundings, low rank?
 
-Claim: none of the ideas that MetaSiren does not have is worth 5 % of the bytes at equal PSNR: a
+Claim: none of the ideas that MetaSiren by default does not have is worth 5 % of the bytes: a
 choice by rate and distortion between two seeds, between two inits of other frequencies, or among
 three slopes beside the widths; roundings found by a search (2 %); deltas of low rank under a wider
 net. Its prior's scale for each column of the first layer is worth 2 %, hardly told from 0.

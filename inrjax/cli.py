@@ -1128,7 +1128,7 @@ def _inr_codec(options: Encode) -> InrCodec:
         raise OptionError(f"--step is latent-grid's: drop it, or --codec {options.codec}")
     if options.preset != "default" and (options.steps is not None or options.codec == "coin"):
         raise OptionError(
-            f"--preset {options.preset} is a number of steps for meta-siren: drop it, or --steps "
+            f"--preset {options.preset} says how long meta-siren fits: drop it, or --steps "
             "and --codec coin"
         )
     steps, search_steps = options.steps, None

@@ -1,7 +1,8 @@
 """Encoding to a wanted size or quality, by a short search; every file of it is a real one.
 
 MetaSiren: one picture is fitted once at a width that a table of training images suggests, and at
-another if the first was far off. From there, refinements of a tenth of the steps try other slopes:
+another if the first was far off. From there, refinements of a tenth of the steps, and of a codec
+that searches roundings a search each, try other slopes:
 log bytes and PSNR are nearly linear in the logarithm of the slope, so that few are needed.
 LatentGrid: a fit takes seconds, so that each try is one, at another step size, then at another
 weight of the rate.

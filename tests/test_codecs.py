@@ -497,6 +497,19 @@ def coin_stream(shape: bytes, weights: bytes) -> bytes:
     return bitstream.pack(Coin.tag, 4, 4, [shape, weights])
 
 
+@pytest.mark.parametrize("depth, rate", [(2, 3e-3), (5, 3e-3), (10, 7.5e-4), (13, 4.44e-4)])
+def test_deeper_coin_nets_learn_more_slowly(depth, rate, monkeypatch):
+    from inrjax import overfit
+
+    def noted(images, fitting, shared, on_progress):
+        assert fitting.optimizer.learning_rate == pytest.approx(rate, rel=0.01)
+        raise StopIteration
+
+    monkeypatch.setattr(overfit, "fit_images", noted)
+    with pytest.raises(StopIteration):
+        Coin(4, depth).encode([IMAGES["odd"]])
+
+
 def test_coin_holds_the_net_as_float16():
     net = Siren(2, 1)
     weights = np.random.default_rng(0).normal(0, 0.1, net.num_params).astype("<f2")

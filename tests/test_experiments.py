@@ -683,6 +683,7 @@ def test_low_rank_params_stand_for_the_sum_with_the_packaged_ones() -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_rungs_smoke_and_their_place_in_the_ladder(kodak_smoke: Path, tmp_path: Path) -> None:
     from experiments import ladder, other_rungs
 
@@ -746,6 +747,7 @@ def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> Non
         STRUMPLER_MUON,
         curve_of,
     )
+    from inrjax.codecs.inr import PRESETS
 
     row = point("strumpler-basic", "width=24_bits=8")
     seven = replace(row, setting="width=24_bits=7")
@@ -753,8 +755,9 @@ def test_curves_of_one_name_are_told_apart_by_bits_optimizer_and_search() -> Non
     assert tuple(curve_of(one, {"muon": None}) for one in (row, seven, meta)) == STRUMPLER
     assert tuple(curve_of(one, {"muon": 1e-3}) for one in (row, meta)) == STRUMPLER_MUON
     siren = replace(row, codec="meta-siren")
-    found = [curve_of(siren, config) for config in ({}, {"search_steps": 0}, {"search_steps": 9})]
-    assert found == ["meta-siren", "meta-siren", METASIREN_BEST]
+    steps, search_steps = PRESETS["best"]
+    configs = {"num_steps": 9}, {"num_steps": steps, "search_steps": search_steps}
+    assert [curve_of(siren, config) for config in configs] == ["meta-siren", METASIREN_BEST]
     grid = replace(row, codec="latent-grid")
     found = [curve_of(grid, config) for config in ({"steps": [24]}, {"rates": [0.1]})]
     assert found == ["latent-grid", LATENT_GRID_EQUAL]
@@ -775,10 +778,15 @@ def test_a_step_size_is_chosen_by_what_is_known_of_a_picture() -> None:
 @pytest.mark.slow
 def test_equal_bpp_smoke(tmp_path: Path) -> None:
     from experiments import equal_bpp
+    from inrjax import runs
+    from inrjax.evaluate import decode_here
 
-    options = equal_bpp.Options(output=tmp_path / "out", results_root=tmp_path, smoke=True)
+    options = equal_bpp.Options(
+        output=tmp_path / "out", work=tmp_path / "work", results_root=tmp_path, smoke=True
+    )
     folder = equal_bpp.main(options)
-    files = results.read_rows(folder / "files" / "rows.csv")
+    tried = tmp_path / "work" / folder.name / "rows.csv"
+    files = results.read_rows(tried)
     rows = results.read_rows(folder / "rows.csv")
     assert len(rows) == len(equal_bpp.SMOKE.rates) * len(common.smoke_images())
     assert {row.digest for row in rows} <= {row.digest for row in files}
@@ -790,7 +798,11 @@ def test_equal_bpp_smoke(tmp_path: Path) -> None:
     table = (folder / "table.md").read_text()
     equal_bpp.main(options)  # nothing is measured twice
     assert table == (folder / "table.md").read_text()
-    assert files == results.read_rows(folder / "files" / "rows.csv")
+    assert files == results.read_rows(tried)
+    run = runs.read_run(folder)
+    assert run.status == "complete"
+    checks = runs.verify(runs.stored_rows(run), common.smoke_images(), decode=decode_here)
+    assert len(checks) == len(rows) and not any(check.problems for check in checks)
 
 
 @pytest.mark.slow

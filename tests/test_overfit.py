@@ -357,6 +357,26 @@ def test_what_a_search_lowers_is_what_the_slope_says() -> None:
     assert rate_of(of_rate) < 0.95 * rate_of(start) < rate_of(of_distortion)
 
 
+def test_a_search_is_the_same_beside_a_larger_image() -> None:
+    """23 and 30 tiles, padded to 24 and 32, which sums are grouped by in other ways."""
+    images = {0: photograph(36, 40), 1: photograph(48, 40)}
+    fitting = overfit.Fitting(
+        make_plan=lambda *_: overfit.RoundingSearch(NET, 6),
+        optimizer=None,
+        points_per_step=64,
+        seed=0,
+        make_datum=lambda _, points: rounded()._replace(points=points),
+        every_tile=True,
+    )
+    shared = overfit.rate_shared(tiny_init(), 0.3, seed=0)
+    together = overfit.fit_once(images, fitting, shared, None)
+    for i, image in images.items():
+        alone = overfit.fit_once({i: image}, fitting, shared, None)
+        np.testing.assert_array_equal(together[i].losses, alone[i].losses)
+    padded = overfit.fit_once(images, fitting._replace(every_tile=False), shared, None)
+    assert (padded[0].losses != together[0].losses).any()  # so that the law is not idle
+
+
 def test_the_error_s_curvature_is_the_diagonal_of_the_gauss_newton_matrix() -> None:
     """In the mean over random signs."""
     start = jax.tree.map(jnp.asarray, rounded())

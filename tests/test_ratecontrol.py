@@ -50,7 +50,7 @@ class FakeCodec:
         return {"refined": 1.0}
 
     def search(self, images, fitted):
-        return fitted
+        return [{**learned, "searched": self.search_steps} for learned in fitted]
 
     def _spend(self, steps: int) -> None:
         if self.spent is not None:
@@ -135,6 +135,23 @@ def test_a_limit_is_never_exceeded_and_used_up(codec: FakeCodec, limit: int) -> 
 def test_what_cannot_be_reached_is_refused_with_what_is_nearest(target: Any) -> None:
     with pytest.raises(UnreachableError, match=r"cannot be reached.*nearest file has \d+ bytes"):
         encode(target, FakeCodec())
+
+
+def test_every_file_of_a_codec_that_searches_is_searched() -> None:
+    """But those that a width is chosen by."""
+
+    @dataclass(frozen=True)
+    class Noting(FakeCodec):
+        packed: Any = None
+
+        def pack(self, image, learned) -> bytes:
+            self.packed.append((self.num_steps, learned["searched"]))
+            return super().pack(image, learned)
+
+    packed: list[tuple[int, int]] = []
+    encode(TargetPsnr(MODEL[32].psnr + 0.3), Noting(search_steps=7, packed=packed))
+    assert {steps for steps, searched in packed if searched == 0} == {250}
+    assert {steps for steps, searched in packed if searched == 7} == {1000}
 
 
 @settings(deadline=None)

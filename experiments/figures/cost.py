@@ -42,7 +42,7 @@ def psnr_seconds(source: Source, style: Style) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid()
     left.set_ylabel("PSNR (dB)")
-    sizes = sorted({row.batch_size for row in source.measured})
+    sizes = sorted({row.batch_size for row in source.measured if row.codec in known})
     of = f"of {sizes[0]}" if len(sizes) == 1 else f"of {sizes[0]} to {sizes[-1]}"
     lines = [f"encode seconds an image (wall, in batches {of} images)"]
     machines = {

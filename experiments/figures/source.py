@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from inrjax import results
+from inrjax.codecs.inr import PRESETS
 from inrjax.published import INR, METHODS, in_group
 from inrjax.results import PublishedPoint, Summary
 from inrjax.types import RDPoint
@@ -24,6 +25,8 @@ METASIREN, LATENT_GRID = OURS = ("meta-siren", "latent-grid")
 
 METASIREN_BEST = "meta-siren-best"
 """MetaSiren as `encode --preset best` writes it: longer fits, and searched roundings."""
+
+BEST = PRESETS["best"]
 
 LATENT_GRID_EQUAL = "latent-grid-equal-bpp"
 """LatentGrid with about the same bits per pixel for every picture."""
@@ -177,9 +180,9 @@ def find_codecs(root: Path, images: str, runs: Sequence[Path] = ()) -> dict[str,
 
 def curve_of(row: RDPoint, config: Mapping[str, Any]) -> str:
     """The codec's name, and what else tells curves of one name apart in its run: basic at 7 bits,
-    Strümpler's nets under Muon, MetaSiren's with searched roundings, and LatentGrid's at equal
+    Strümpler's nets under Muon, MetaSiren's of ``--preset best``, and LatentGrid's at equal
     rates."""
-    if row.codec == METASIREN and config.get("search_steps"):
+    if row.codec == METASIREN and (config.get("num_steps"), config.get("search_steps")) == BEST:
         return METASIREN_BEST
     if row.codec == LATENT_GRID and "rates" in config:
         return LATENT_GRID_EQUAL
