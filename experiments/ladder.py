@@ -296,10 +296,10 @@ _HEADER = (
 )  # fmt: skip
 
 _SPREAD = (
-    f"{LATENT_GRID_EQUAL} gives every picture about the same bpp, as coin's and strumpler's networks "
-    "of one width and a ratio of jpeg2000 do, and meta-siren's less so. One step size or one quality gives hard pictures more, which the mean "
-    "of PSNRs does not reward: beside codecs at one quality, a part of its lead is how bits are "
-    "spread."
+    f"{LATENT_GRID_EQUAL} gives every picture about the same bpp, as the networks of one width of "
+    "coin and strumpler do, meta-siren's less so, and a ratio of jpeg2000. One step size or one "
+    "quality gives hard pictures more, which the mean of PSNRs does not reward: beside codecs at "
+    "one quality, a part of its lead is how bits are spread."
 )
 
 _NOTES = "\n".join(
