@@ -9,7 +9,7 @@ Minutes: about 20 on 2 cores for Kodak. Stopped at any time, it goes on where it
 Expected: the table in results/equal_bpp/<config hash>/table.md.
 
 A network of one width gives every picture about as many bytes, however hard it is: COIN's files are
-equal, those of Strümpler et al. within 5 %, MetaSiren's scatter by 7 to 19 % (standard deviation).
+equal, Strümpler's scatter by 2 to 5 %, MetaSiren's by 7 to 19 % (standard deviation, by width).
 One step size, or one quality of JPEG, gives the hard ones far more: the mean squared error of all
 gains, the mean of their PSNRs loses. So the latter, at a mean bpp, compares codecs with how they
 spread bits. Here LatentGrid spreads them as a network does: for each rate and picture a step size
@@ -36,7 +36,9 @@ import tyro
 from experiments import common
 from experiments.figures import numbers
 from experiments.figures.source import LABELS, LATENT_GRID, METASIREN, Found, find_codecs
+from experiments.grid_rd import bd_rates
 from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance
+from experiments.ladder import MIDDLE, fields_of
 from inrjax import codecs, gridfit, grids, results
 from inrjax.codecs.latent_grid import STEPS
 from inrjax.evaluate import evaluate, image_digest, row_stream_path
@@ -67,8 +69,6 @@ ROUNDS = 5
 OCTAVES_PER_STEP = -0.17
 """Of bytes, beyond the step sizes that are known."""
 
-MIDDLE = (26.0, 32.0)
-
 Known: TypeAlias = Mapping[int, float]
 """Step size -> bpp of a picture's file."""
 
@@ -96,11 +96,6 @@ def choose_step(known: Known, rate: float) -> int:
 def nearest(rows: Sequence[RDPoint], rate: float) -> RDPoint:
     """Of a picture's files that of the bpp nearest to a rate."""
     return min(rows, key=lambda row: abs(log2(row.bpp / rate)))
-
-
-def step_of(row: RDPoint) -> int:
-    """The step size of a file of LatentGrid."""
-    return int(row.setting.split("_")[0].removeprefix("step="))
 
 
 # ---------------------------------------------------------------------------- measuring
@@ -146,7 +141,7 @@ def guesses(
     found = others.get(LATENT_GRID)
     if found is not None and found.config.get("base") == config.base:
         for row in (row for row in found.rows if row.image in known):
-            known[row.image][step_of(row)] = row.bpp
+            known[row.image][int(fields_of(row.setting)["step"])] = row.bpp
     return known
 
 
@@ -219,17 +214,8 @@ within 4 % of their mean, MetaSiren's with a standard deviation of 7 to 19 %."""
 
 
 def _measured(rows: Sequence[RDPoint], others: Mapping[str, Found]) -> str:
-    lines = []
-    for anchor in (name for name in LIKEWISE if name in others):
-        both = [*others[anchor].rows, *rows]
-        found = numbers.bd_rate_with_interval(both, anchor, LATENT_GRID)
-        if found is None:
-            lines.append([anchor, "no overlap", "", ""])
-            continue
-        value, low, high = found.of_means
-        interval = "" if low is None else f"{low:+.1f} to {high:+.1f}"
-        lines.append([anchor, f"{value:+.1f}", interval, f"{found.low:.1f}-{found.high:.1f}"])
-    return markdown(["anchor, measured", "BD-rate %, curve of means", "interval", "over dB"], lines)
+    anchors = [name for name in LIKEWISE if name in others]
+    return bd_rates([*rows, *(row for name in anchors for row in others[name].rows)], anchors)
 
 
 def _published(curve: numbers.Curve) -> str:

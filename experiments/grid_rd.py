@@ -13,7 +13,7 @@ Nothing was learned or chosen on Kodak. Every number comes from a file that anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,16 +116,17 @@ def table(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summary])
         f"{base.shared_bytes} bytes. Seconds are wall seconds an image, of a batch of all.",
         markdown(header, points),
         "## BD-rate of LatentGrid",
-        _measured(rows, summaries),
+        bd_rates(rows, dict.fromkeys(s.codec for s in summaries if s.codec != "latent-grid")),
     ]
     if config.images == "kodak":
         parts += ["## Against published curves (not measured here)", _published(summaries)]
     return "\n\n".join(parts) + "\n"
 
 
-def _measured(rows: Sequence[RDPoint], summaries: Sequence[Summary]) -> str:
+def bd_rates(rows: Sequence[RDPoint], anchors: Iterable[str]) -> str:
+    """LatentGrid's against codecs whose rows are there, curves of means, as a table."""
     lines = []
-    for anchor in dict.fromkeys(s.codec for s in summaries if s.codec != "latent-grid"):
+    for anchor in anchors:
         found = numbers.bd_rate_with_interval(list(rows), anchor, "latent-grid")
         if found is None:
             lines.append([anchor, "no overlap", "", ""])
