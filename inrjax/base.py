@@ -7,7 +7,6 @@ it into shifts, which are added to the biases of the sine layers.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ BITS = range(2, 9)
 
 SIGMAS = 3.0
 """Symbols span this many standard deviations on both sides of the mean, as in COIN++."""
-
-_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +158,7 @@ def save_base(path: Path, base: Base) -> None:
         # The digest covers what a decoder uses; this covers the inner rates too.
         "file_digest": trees.digest(arrays).hex(),
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
-    trees.write_atomic(Path(path), buffer.getvalue())
+    trees.write_atomic(Path(path), trees.to_npz(header, arrays))
 
 
 def load_base(path: Path) -> Base:
@@ -173,14 +168,9 @@ def load_base(path: Path) -> Base:
       ValueError: the file is missing, damaged, not a base, or of another format; it says which.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: name a base that `experiments.coinpp train` wrote")
-    if path.stat().st_size > _FILE_BYTES:
-        raise ValueError(f"{path} is no base: it is larger than {_FILE_BYTES} bytes")
+    data = trees.read_npz_file(path, "a base", "experiments.coinpp train")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            header = json.loads(str(arrays["header"]))
-            leaves = {name: arrays[name] for name in arrays.files if name != "header"}
+        header, leaves = trees.from_npz(data)
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
         net = siren_from_dict(header["net"])

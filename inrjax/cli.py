@@ -40,7 +40,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import bitstream, codecs, images, ledger, trees
 from inrjax.grids import GridBase
-from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
+from inrjax.init import Init, add_init, init_files, load_init, save_init
 from inrjax.machine import keep_buffers
 from inrjax.types import Codec, Image, OnProgress
 
@@ -1107,8 +1107,9 @@ def _settings(codec: InrCodec, target: Target | None) -> str:
         for field in fields(codec)
         if field.name not in shared
     }
-    if not isinstance(codec, codecs.Coin):
-        chosen["shared"] = codec.shared_digest.hex()
+    shared = codecs.shared_of(codec)
+    if shared is not None:
+        chosen["shared"] = shared.digest.hex()
     return json.dumps({"codec": codec.name, "target": repr(target), **chosen}, sort_keys=True)
 
 
@@ -1185,7 +1186,9 @@ def _batches(
             image = _read_image(path)
         if image is None:
             continue
-        pixels = sum(item.size for item in [*batch.values(), image]) // 3
+        # A fit holds every picture of a batch at the size of the largest.
+        largest = max(item.size for item in [*batch.values(), image]) // 3
+        pixels = largest * (len(batch) + 1)
         if batch and (pixels > BATCH_PIXELS or len(batch) == BATCH_IMAGES):
             yield batch
             batch = {}
@@ -1767,10 +1770,11 @@ def _meta_train(options: MetaTrain) -> int:
         return each.exit_code
     _use_every_core()
     config = metatrain.MetaTrainConfig(options.width, num_steps=options.steps, seed=options.seed)
+    folder = options.data.absolute().name  # of ".", too
     info = {
-        "command": f"inrjax meta-train --data {options.data.name} --width {options.width} "
+        "command": f"inrjax meta-train --data {folder} --width {options.width} "
         f"--steps {options.steps} --seed {options.seed}",
-        "data": f"{len(pictures)} pictures of the folder {options.data.absolute().name}",
+        "data": f"{len(pictures)} pictures of the folder {folder}",
     }
     with _checkpointed(checkpoints), _progress("meta-training") as on_progress:
         init = metatrain.train_init(config, list(pictures.values()), checkpoints, on_progress, info)
@@ -1860,12 +1864,13 @@ def _summary_table(summaries: Sequence[Summary]) -> str:
 
 def _shared_bytes(measured: Sequence[Codec]) -> list[str]:
     """A line for the bytes that decoders need once, beside the files and not counted in bpp."""
-    sizes = {
-        f"{(codec.init or packaged_init(codec.width)).shared_bytes} at width {codec.width}": None
-        for codec in measured
-        if isinstance(codec, codecs.MetaSiren | codecs.StrumplerMeta)
-    }
-    return [f"Bytes of the init that decoders share, once: {', '.join(sizes)}"] if sizes else []
+    sizes: dict[str, None] = {}  # an ordered set: many settings share one base
+    for codec in measured:
+        shared = codecs.shared_of(codec)
+        if shared is not None:
+            of_width = f" at width {shared.net.width}" if isinstance(shared, Init) else ""
+            sizes[f"{shared.shared_bytes} of {codec.name}{of_width}"] = None
+    return [f"Bytes that decoders share, once: {', '.join(sizes)}"] if sizes else []
 
 
 def _bd_rates(summaries: Sequence[Summary], anchor: str) -> list[str]:

@@ -5,7 +5,6 @@ Needs numpy and the range coder alone.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,6 @@ from inrjax.types import BitstreamError, Params
 FORMAT = "inrjax-grid-1"
 _FOLDER = "grids"
 _DEFAULT = "grid.npz"
-_FILE_BYTES = 1 << 26
 _LARGEST_LATENT = 1 << 24
 
 
@@ -121,10 +119,8 @@ def save_grid_base(path: Path, base: GridBase) -> None:
         "info": dict(base.info),
         "digest": base.digest.hex(),
     }
-    buffer = io.BytesIO()
     arrays = dict(trees.leaves(base._parts()))
-    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
-    trees.write_atomic(Path(path), buffer.getvalue())
+    trees.write_atomic(Path(path), trees.to_npz(header, arrays))
 
 
 def load_grid_base(path: Path) -> GridBase:
@@ -134,18 +130,13 @@ def load_grid_base(path: Path) -> GridBase:
       ValueError: the file is missing, damaged, not such a base, or of another format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: name a base that `experiments.train_grid` wrote")
-    if path.stat().st_size > _FILE_BYTES:
-        raise ValueError(f"{path} is no base: it is larger than {_FILE_BYTES} bytes")
-    return _parse(path.read_bytes(), str(path))
+    data = trees.read_npz_file(path, "a base", "experiments.train_grid")
+    return _parse(data, str(path))
 
 
 def _parse(data: bytes, name: str) -> GridBase:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            header = json.loads(str(arrays["header"]))
-            leaves = {name: arrays[name] for name in arrays.files if name != "header"}
+        header, leaves = trees.from_npz(data)
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
         tree = trees.from_leaves(leaves)

@@ -9,11 +9,9 @@ Inits come with the package, or are the user's own: `add_init` puts one into a f
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -30,8 +28,6 @@ from inrjax.types import BitstreamError, Params
 
 FORMAT = "inrjax-init-1"
 _FOLDER = "inits"
-_FILE_BYTES = 1 << 26
-_CONTENT_BYTES = 1 << 28  # what such a file may unpack to: a small one can claim terabytes
 _NAME = re.compile(r"siren_w\d{3,}(_[0-9a-f]{8})?\.npz")
 _NAME_BYTES = 4  # first bytes of the digest that a name has, and an .inr file too
 
@@ -134,9 +130,7 @@ def save_init(path: Path, init: Init) -> None:
     header["digest"] = init.digest.hex()
     # The digest covers what a decoder uses; this covers the inner rates too.
     header["file_digest"] = trees.digest(arrays).hex()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
-    trees.write_atomic(Path(path), buffer.getvalue())
+    trees.write_atomic(Path(path), trees.to_npz(header, arrays))
 
 
 def load_init(path: Path) -> Init:
@@ -150,24 +144,12 @@ def load_init(path: Path) -> Init:
 
 def _read(path: Path) -> bytes:
     """The bytes of an init file, which may be damaged; ValueError if it cannot be one."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: name an init that `inrjax meta-train` wrote")
-    if path.stat().st_size > _FILE_BYTES:
-        raise ValueError(f"{path} is no init: it is larger than {_FILE_BYTES} bytes")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from error
+    return trees.read_npz_file(path, "an init", "inrjax meta-train")
 
 
 def _parse(data: bytes, name: str) -> Init:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _CONTENT_BYTES:
-                raise ValueError(f"it unpacks to more than {_CONTENT_BYTES} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            header = json.loads(str(arrays["header"]))
-            leaves = {name: arrays[name] for name in arrays.files if name != "header"}
+        header, leaves = trees.from_npz(data)
         tree = trees.from_leaves(leaves)
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {FORMAT!r}")
@@ -180,8 +162,6 @@ def _parse(data: bytes, name: str) -> Init:
         raise ValueError(f"{name} is damaged or no init of inrjax: {error}") from None
     if stated != (init.digest.hex(), trees.digest(leaves).hex()):
         raise ValueError(f"{name} is damaged: its content does not match its digest")
-    if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
-        raise ValueError(f"{name} is no init: it holds numbers that are not finite")
     return init
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inrjax import datasets, metrics, plots, results
-from inrjax.codecs import Jpeg, MetaSiren, decode_stream
+from inrjax.codecs import Jpeg, decode_stream, shared_of
 from inrjax.evaluate import EvaluationError, Failure, evaluate, stream_path
-from inrjax.init import packaged_init
 from inrjax.plots import Panel
 from inrjax.types import Codec, Image, OnProgress, RDPoint
 
@@ -115,10 +114,12 @@ def _claim(folder: Path, codecs: Sequence[Codec]) -> None:
 
 
 def _fields(codec: Codec) -> dict[str, Any]:
-    """The fields of a codec by name, an init by its digest."""
+    """The fields of a codec by name; the init or base that its files need by its digest."""
     values = {field.name: getattr(codec, field.name) for field in fields(codec)}  # pyright: ignore
-    if isinstance(codec, MetaSiren):
-        values["init"] = (codec.init or packaged_init(codec.width)).digest.hex()
+    shared = shared_of(codec)
+    for name in ("init", "base"):
+        if name in values and shared is not None:
+            values[name] = shared.digest.hex()
     plain = (bool, int, float, str, type(None))
     return {name: v if isinstance(v, plain) else repr(v) for name, v in values.items()}
 

@@ -42,6 +42,7 @@ _PROBE_SHARE = 0.25  # steps of the fit that a PSNR is predicted from
 _OCTAVES_PER_OCTAVE = -0.31  # of bytes, for one of the slope
 _REACH = 0.4  # octaves of bytes that the slope changes without harm
 _MARGIN = 0.02  # octaves below a limit that the search aims at
+_FAR = 16.0  # octaves: no file is further from its target, so that lines through it can be drawn
 
 
 class Measured(NamedTuple):
@@ -196,7 +197,9 @@ def encode_to(
     Raises:
       UnreachableError: no width and slope meet the target. ValueError: as the codec.
     """
-    allowed = {codec.width: model[codec.width]} if codec.init is not None else model
+    allowed = model
+    if codec.init is not None:  # one width needs no model: nothing is chosen by it
+        allowed = {codec.width: model.get(codec.width, WidthModel(0.0, 0.0))}
     search = _Search(image, target, codec, on_progress)
     for width in _widths_to_try(search, allowed):
         search.fit(width)
@@ -222,7 +225,7 @@ def _widths_to_try(search: _Search, model: Mapping[int, WidthModel]) -> Iterator
     width = _first_width(search, model)
     for _ in range(_MAX_WIDTHS):
         yield width
-        excess = search.target.excess(search.fits[width].measured)
+        excess = search.excess(search.fits[width].measured)
         wanted = model[width].log2_bytes - excess
         width = min(model, key=lambda other: abs(model[other].log2_bytes - wanted))
         if abs(excess) <= _REACH or width in search.fits:
@@ -298,6 +301,10 @@ class _Search:
         [learned] = codec.fit([self.image])
         return self._measure(codec, learned).psnr
 
+    def excess(self, measured: Measured) -> float:
+        """Octaves of bytes by which a file is too large; of a perfect picture not inf, but far."""
+        return min(max(self.target.excess(measured), -_FAR), _FAR)
+
     @property
     def last_width(self) -> int:
         """The width whose slopes were tried last."""
@@ -317,14 +324,14 @@ class _Search:
 
     def nearest_width(self) -> int:
         """The width whose fit came nearest to the target."""
-        return min(self.fits, key=lambda width: abs(self.target.excess(self.fits[width].measured)))
+        return min(self.fits, key=lambda width: abs(self.excess(self.fits[width].measured)))
 
     def try_slopes(self, width: int) -> None:
         """Refine the fit of a width at other slopes, by regula falsi (the Illinois rule), until a
         file meets the target or the slopes are used up."""
         base = self.fits[width]
         low, high = (math.log2(slope) for slope in SLOPES)
-        start, excess = math.log2(base.codec.slope), self.target.excess(base.measured)
+        start, excess = math.log2(max(base.codec.slope, SLOPES[0])), self.excess(base.measured)
         self.tried[width] = [excess]
         at = start + excess / -_OCTAVES_PER_OCTAVE
         too_large: tuple[float, float] | None = None  # (log2 slope, excess > 0), the nearest
@@ -375,7 +382,7 @@ class _Search:
         steps = max(_MIN_REFINE_STEPS, round(_REFINE_SHARE * codec.num_steps))
         measured = self._measure(codec, codec.refine(self.image, base.learned, steps))
         self.files.append(measured)
-        excess = self.target.excess(measured)
+        excess = self.excess(measured)
         self.tried[codec.width].append(excess)
         return excess
 
@@ -419,7 +426,6 @@ def _best(files: Sequence[Measured], target: Target) -> Measured:
 _MAX_FITS = 12  # of one picture
 _OCTAVES_PER_STEP = -0.14  # of bytes; measured on held-back cid22 images, as the next
 _WEIGHT_PER_STEP = 0.56  # octaves of rate_weight that change the bytes as much as a step does
-_FAR = 16.0  # octaves
 _FARTHEST = 3.0  # steps from a step size that its rate_weight stands in for
 
 

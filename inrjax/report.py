@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from inrjax import codecs, datasets, metrics, results
 from inrjax.evaluate import image_digest, read_digests, row_stream_path
+from inrjax.grids import find_base
 from inrjax.images import read_image
 from inrjax.init import find_init
 from inrjax.machine import cpu_count
@@ -86,7 +87,7 @@ def build_report(
     )
     shown, embedded, failed = _pictures(folder, planned, decoders, read_original, on_progress)
     notes += [*failed, *_gaps(files, planned, read_original is not None, len(images))]
-    init_bytes = _init_bytes(folder, files, decoders)
+    shared_bytes = _shared_bytes(folder, files, decoders)
     html = _render(
         title=folder.resolve().name,
         overview=_overview(len(images), names, summaries),
@@ -98,9 +99,9 @@ def build_report(
         ],
         anchor=anchor,
         bd_rates=_bd_rates(summaries, anchor),
-        header=_HEADER if init_bytes else _HEADER[:-1],
-        lines=[_line(item, init_bytes) for item in summaries],
-        has_inits=bool(init_bytes),
+        header=_HEADER if shared_bytes else _HEADER[:-1],
+        lines=[_line(item, shared_bytes) for item in summaries],
+        has_shared=bool(shared_bytes),
         provenance=_provenance(folder / "provenance.json"),
         notes=notes,
         num_shown=len(shown),
@@ -281,24 +282,27 @@ def _is_of(recorded: Mapping[str, str], row: RDPoint, digests: Mapping[str, str]
     return recorded.get(row.image) == digests[row.image]
 
 
-def _init_bytes(
+def _shared_bytes(
     folder: Path, files: Mapping[str, Sequence[RDPoint]], decoders: Mapping[str, Codec]
 ) -> dict[tuple[str, str], int]:
-    """By codec and setting, the bytes of the init that a decoder needs beside its files."""
+    """By codec and setting, the bytes that a decoder needs beside its files."""
     sizes: dict[tuple[str, str], int] = {}
     first = {(row.codec, row.setting): row for rows in files.values() for row in rows}
     for key, row in first.items():
         decoder = decoders[row.codec]
         if getattr(decoder, "suffix", None) != ".inr":
             continue
-        init = getattr(decoder, "init", None) or getattr(decoder, "base", None)
+        given = getattr(decoder, "init", None) or getattr(decoder, "base", None)
         try:
-            needed = codecs.describe(_read_stream(folder, row, decoders), init).init_digest
+            needed = codecs.describe(_read_stream(folder, row, decoders), given).init_digest
         except BitstreamError:  # said where its picture is decoded
             continue
-        init = init or (find_init(bytes.fromhex(needed)) if needed else None)
-        if init is not None:
-            sizes[key] = init.shared_bytes
+        if needed is not None:
+            start = bytes.fromhex(needed)
+            is_given = given is not None and given.digest.startswith(start)
+            shared = given if is_given else find_init(start) or find_base(start)
+            if shared is not None:
+                sizes[key] = shared.shared_bytes
     return sizes
 
 
@@ -452,11 +456,11 @@ _HEADER = (
     "MS-SSIM",
     "encode s",
     "decode s",
-    "init bytes",
+    "shared bytes",
 )
 
 
-def _line(item: Summary, init_bytes: Mapping[tuple[str, str], int]) -> list[_Cell]:
+def _line(item: Summary, shared_bytes: Mapping[tuple[str, str], int]) -> list[_Cell]:
     """A line of the table of means, as long as the header is where any init is known."""
     cells = [
         _Cell(item.codec, item.codec),
@@ -471,8 +475,8 @@ def _line(item: Summary, init_bytes: Mapping[tuple[str, str], int]) -> list[_Cel
         _number(item.encode_seconds, ".4f"),
         _number(item.decode_seconds, ".4f"),
     ]
-    if init_bytes:
-        cells.append(_number(init_bytes.get((item.codec, item.setting)), ",d"))
+    if shared_bytes:
+        cells.append(_number(shared_bytes.get((item.codec, item.setting)), ",d"))
     return cells
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+MAX_FILE_BYTES = 1 << 26
+"""Bytes of an npz file that `read_npz_file` takes, at most."""
+
+MAX_CONTENT_BYTES = 1 << 28
+"""What such a file may unpack to: a small one can claim terabytes."""
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -82,6 +90,47 @@ def digest(tree: Mapping[str, Any], label: str = "") -> bytes:
         sha.update(json.dumps([path, array.dtype.str, list(array.shape)]).encode())
         sha.update(array.tobytes())
     return sha.digest()
+
+
+def to_npz(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
+    """A header, as JSON, and path -> array pairs as the bytes of an npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
+    return buffer.getvalue()
+
+
+def from_npz(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the path -> array pairs of `to_npz`; the bytes need not be trusted.
+
+    Raises:
+      ValueError: they unpack to more than `MAX_CONTENT_BYTES`, or to numbers that are not finite.
+      Exception: nearly any, of a damaged archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_CONTENT_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_CONTENT_BYTES} bytes")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        header = json.loads(str(arrays["header"]))
+        pairs = {name: arrays[name] for name in arrays.files if name != "header"}
+    if not all(np.isfinite(leaf).all() for leaf in pairs.values()):
+        raise ValueError("it holds numbers that are not finite")
+    return header, pairs
+
+
+def read_npz_file(path: Path, what: str, maker: str) -> bytes:
+    """The bytes of a file for `from_npz`; ValueError if there is none, or it cannot be one.
+
+    Args:
+      what: it should be ("an init"). maker: the command that writes such files.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: name {what} that `{maker}` wrote")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path} is not {what}: it is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

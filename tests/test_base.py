@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 
 from inrjax import codecs, entropy, modulation, trees
 from inrjax.base import BITS, from_symbols, load_base, modulate, save_base, to_symbols
+from inrjax.grids import load_grid_base
 from inrjax.images import centres
-from inrjax.init import flat_init, save_init
+from inrjax.init import flat_init, load_init, save_init
 
 BASE = tiny_base()
 
@@ -66,6 +70,29 @@ def test_damage_and_other_files_are_named(tmp_path: Path) -> None:
             load_base(tmp_path / name)
     with pytest.raises(ValueError, match="not a file"):
         load_base(tmp_path / "absent")
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    shift = BASE.shift.copy()
+    shift[0, 0] = np.inf
+    save_base(tmp_path / "wild.npz", replace(BASE, shift=shift))
+    with pytest.raises(ValueError, match=r"wild.npz .* not finite"):
+        load_base(tmp_path / "wild.npz")
+
+
+@pytest.mark.parametrize("load", [load_base, load_grid_base, load_init, codecs.load_shared])
+def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(load: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(5):
+            archive.writestr(f"{i}.npy", bytes(1 << 26))
+    assert path.stat().st_size < 1 << 22 and trees.MAX_CONTENT_BYTES < 5 << 26
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"bomb.npz .* unpacks to more than"):
+        load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24
 
 
 def test_an_init_and_a_base_are_told_apart(tmp_path: Path) -> None:

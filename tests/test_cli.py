@@ -672,6 +672,11 @@ def test_batches_are_bounded_in_pixels(run: Run, monkeypatch: pytest.MonkeyPatch
     names = [str(save(f"{i}.png", i)) for i in range(5)]
     assert run("encode", *names, "-o", "out", *FAST).code == 0
     assert sizes == [2, 2, 1]
+    # A fit holds all pictures at the size of the largest: small ones are not fitted beside it.
+    sizes.clear()
+    images.write_image(Path("large.png"), photograph(14, 16))
+    assert run("encode", *names[:3], "large.png", *names[3:], "-o", "other", *FAST).code == 0
+    assert sizes == [2, 1, 1, 2]
 
 
 @pytest.fixture

@@ -851,20 +851,16 @@ def test_another_number_of_sections_is_refused() -> None:
 
 
 def test_a_pixel_that_is_no_number_is_refused() -> None:
-    leaves = dict(trees.leaves(BASE.synthesis))
-    huge = np.full_like(leaves["level0/kernel"], 6e4)
-    huge[..., ::2] = -6e4
-    colour = np.full_like(leaves["colour"], 6e4)
-    gain = np.full_like(leaves["low/gain"], 6e4)
-    names = {"colour": colour, "low/gain": gain, "level0/kernel": huge}
-    names["level1/kernel"] = np.full_like(leaves["level1/kernel"], 6e4)
-    base = GridBase(NET, trees.from_leaves(leaves | names), BASE.models)
-    latents = [np.full(s, (1 << 24) - 1) for s in NET.latent_shapes(5, 5)]
+    base = GridBase(NET, BASE.synthesis, BASE.models)
+    latents = random_latents(NET, 5, 5, 2.0)
     stream = LatentGrid(52, base=base).pack(photograph(5, 5), latents)
-    try:
-        assert decode_stream(stream, base).shape == (5, 5, 3)
-    except BitstreamError as error:
-        assert "NaN" in str(error)
+    assert decode_stream(stream, base).shape == (5, 5, 3)
+    # No file was found that gives one, as weights are finite: what a decoder computes with is.
+    leaves = dict(trees.leaves(base.approximate["synthesis"]))
+    broken = leaves | {"colour": np.full_like(leaves["colour"], np.nan)}
+    base.approximate["synthesis"] = trees.from_leaves(broken)
+    with pytest.raises(BitstreamError, match="NaN"):
+        decode_stream(stream, base)
 
 
 # ---------------------------------------------------------------------------- base files

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from bases import tiny_grid_base
 from conftest import photograph
 
 from inrjax import cli, codecs, datasets, quickstart
-from inrjax.codecs import Jpeg, MetaSiren, WebP
+from inrjax.codecs import Jpeg, MetaSiren, StrumplerMeta, WebP
 from inrjax.evaluate import stream_path
 from inrjax.init import packaged_init
 from inrjax.results import read_rows
+from inrjax.types import Codec
 
 pytestmark = pytest.mark.unoptimized
 
@@ -60,7 +62,7 @@ def test_the_command_prints_sizes_and_means(
     for row in [row for row in rows if row.codec == "meta-siren"]:
         size = rf" {row.num_bytes} +{row.bpp:.3f} +{row.psnr:.2f}$"
         assert any(re.search(f"^{row.image} .*{size}", line) for line in out.splitlines())
-    assert f": {packaged_init(WIDTH).shared_bytes} at width {WIDTH}" in out
+    assert f": {packaged_init(WIDTH).shared_bytes} of meta-siren at width {WIDTH}" in out
     for name in ("meta-siren", "jpeg ", "jpeg-optimized", "jpeg2000", "webp"):
         assert any(line.startswith(name) for line in out.splitlines())
     assert PIL.Image.open(tmp_path / "out" / "side_by_side.png").size[0] > 1000
@@ -88,6 +90,30 @@ def test_a_folder_keeps_the_fields_of_its_codecs(tmp_path: Path) -> None:
     report = quickstart.measure([WebP(50)], image, tmp_path, 1)
     assert [row.codec for row in report.rows] == ["webp"]
     assert [row.codec for row in read_rows(tmp_path / "rows.csv")] == ["meta-siren", "webp"]
+
+
+@pytest.mark.parametrize(
+    "codec", [codecs.LatentGrid(), codecs.ProductSiren(24), codecs.StrumplerMeta(24)]
+)
+def test_a_folder_keeps_what_the_decoders_share(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickstart._claim(tmp_path, [codec])
+    quickstart._claim(tmp_path, [codec])
+    other = StrumplerMeta(32).shared if hasattr(codec, "init") else tiny_grid_base()
+    monkeypatch.setattr(type(codec), "shared", other)  # as of a later version
+    with pytest.raises(ValueError, match="other options: choose another folder"):
+        quickstart._claim(tmp_path, [codec])
+
+
+def test_every_byte_that_decoders_share_is_told_once() -> None:
+    base, init = codecs.LatentGrid().shared, packaged_init(24)
+    measured = [Jpeg(10, optimize=True), MetaSiren(24), MetaSiren(24, slope=0.1), codecs.Coin()]
+    [line] = cli._shared_bytes([*measured, codecs.LatentGrid(20), codecs.LatentGrid(30)])
+    assert line.endswith(
+        f": {init.shared_bytes} of meta-siren at width 24, {base.shared_bytes} of latent-grid"
+    )
+    assert cli._shared_bytes([WebP(50), codecs.Coin()]) == []
 
 
 def test_a_damaged_config_is_refused(tmp_path: Path) -> None:

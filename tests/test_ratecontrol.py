@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import photograph
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from inrjax import codecs, metrics, ratecontrol
@@ -217,10 +217,72 @@ def test_less_than_the_smallest_width_gives_is_reached_by_a_steep_slope() -> Non
         encode(TargetPsnr(MODEL[24].psnr - 3), Steep())
 
 
-def test_a_codec_with_an_init_keeps_its_width() -> None:
-    codec = FakeCodec(width=32, init=object())
-    made = encode(TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), codec)
-    assert abs(made.num_bytes / 3500 - 1) <= 0.02
+@dataclass(frozen=True, eq=False)
+class WithInit(FakeCodec):
+    """Of an init whose width is not in the model; notes the width of every fit."""
+
+    def fit(self, images, on_progress=None):
+        self.spent.append(self.width)
+        return [{"refined": 0.0}]
+
+    def _spend(self, steps: int) -> None:
+        pass
+
+    def pack(self, image, learned) -> bytes:
+        return replace(FakeCodec(), slope=self.slope, width=32).pack(image, learned)
+
+
+@pytest.mark.parametrize("width", [40, 64])
+@pytest.mark.parametrize("target", [TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), TargetPsnr(20.8)])
+def test_a_codec_with_an_init_keeps_its_width(width: int, target: Any) -> None:
+    free: list[int] = []
+    encode(target, FakeCodec(spent=free))
+    own: list[int] = []
+    codec = WithInit(width=width, init=object(), spent=own)
+    assert target.is_met(encode(target, codec))
+    assert set(own) == {width}
+
+
+@dataclass(frozen=True, eq=False)
+class Perfect(FakeCodec):
+    """Of a flat picture: PSNR is infinite up to a slope, and any number above."""
+
+    up_to: float = math.inf
+
+    def pack(self, image, learned) -> bytes:
+        made = super().pack(image, learned)
+        return np.float64(math.inf).tobytes() + made[8:] if self.slope <= self.up_to else made
+
+
+def test_a_picture_that_every_net_shows_perfectly_has_no_lower_quality() -> None:
+    with pytest.raises(UnreachableError):
+        encode(TargetPsnr(28.0), Perfect())
+
+
+@settings(deadline=None)
+@given(up_to=st.floats(0.02, 1.2), wanted=st.floats(17, 24))
+@example(up_to=0.82, wanted=19.9)
+def test_a_picture_that_some_slopes_show_perfectly_is_searched_as_others(
+    up_to: float, wanted: float
+) -> None:
+    target = TargetPsnr(wanted)
+    try:
+        assert target.is_met(encode(target, Perfect(up_to=up_to)))
+    except UnreachableError as error:  # perfect there, and worse than wanted beside it
+        assert not target.is_met(error.nearest)
+
+
+def test_a_slope_of_0_is_a_place_to_start_from() -> None:
+    target = TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH))
+
+    @dataclass(frozen=True, eq=False)
+    class Free(FakeCodec):
+        """At a slope of 0 as large as at the least that is searched."""
+
+        def pack(self, image, learned) -> bytes:
+            return FakeCodec.pack(replace(self, slope=max(self.slope, 0.02)), image, learned)
+
+    assert target.is_met(encode(target, Free(slope=0.0)))
 
 
 @pytest.mark.parametrize("make", [TargetBpp, TargetPsnr, MaxBytes])

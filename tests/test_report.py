@@ -173,7 +173,28 @@ def test_every_mean_is_in_the_table(made: Path, page: bytes) -> None:
         assert told["SSIM"] == f"{item.ssim:.4f}"
         assert told["MS-SSIM"] == "-"  # the pictures are too small
         shared = packaged_init(WIDTH).shared_bytes
-        assert told["init bytes"] == (f"{shared:,d}" if item.codec == "meta-siren" else "-")
+        assert told["shared bytes"] == (f"{shared:,d}" if item.codec == "meta-siren" else "-")
+
+
+class Flat(codecs.LatentGrid):
+    """Files of latents that are all 0, for which nothing is fitted."""
+
+    def encode(self, images, on_progress=None):
+        zeros = [
+            [np.zeros(shape, np.int64) for shape in self.shared.net.latent_shapes(*i.shape[:2])]
+            for i in images
+        ]
+        return [self.pack(*pair) for pair in zip(images, zeros, strict=True)]
+
+
+def test_what_decoders_share_is_found_by_what_files_name(tmp_path: Path) -> None:
+    measured = [Flat(), WebP(10)]
+    rows = evaluate(measured, PICTURES, tmp_path, batch_size=2, decode=decode_here)
+    files = {name: [row for row in rows if row.image == name] for name in PICTURES}
+    decoders = {codec.name: codecs.decoder(codec.name) for codec in measured}
+    sizes = report._shared_bytes(tmp_path, files, decoders)
+    [flat] = [codec for codec in measured if isinstance(codec, Flat)]
+    assert sizes == {(flat.name, flat.setting): flat.shared.shared_bytes}
 
 
 def test_bd_rates_are_against_optimised_jpeg(made: Path, page: bytes) -> None:

@@ -198,3 +198,24 @@ def test_write_atomic_by_two_threads_leaves_one_whole_file(tmp_path):
         thread.join()
     assert path.read_bytes() in contents
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_npz_file_holds_its_header_and_arrays(tmp_path):
+    pairs = dict(trees.leaves(example())) | {"counts": np.arange(6, dtype=np.int32)}
+    (tmp_path / "a.npz").write_bytes(trees.to_npz({"format": "x", "of": [1, "ü"]}, pairs))
+    data = trees.read_npz_file(tmp_path / "a.npz", "a tree", "its maker")
+    header, back = trees.from_npz(data)
+    assert header == {"format": "x", "of": [1, "ü"]}
+    assert list(back) == list(pairs)
+    for path, leaf in pairs.items():
+        assert back[path].dtype == np.asarray(leaf).dtype
+        np.testing.assert_array_equal(back[path], leaf)
+
+
+def test_a_file_that_cannot_be_one_is_named_with_its_maker(tmp_path):
+    with pytest.raises(ValueError, match=r"none is not a file: name a tree that `its maker` wrote"):
+        trees.read_npz_file(tmp_path / "none", "a tree", "its maker")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(trees.MAX_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match="large is not a tree: it is larger"):
+        trees.read_npz_file(tmp_path / "large", "a tree", "its maker")

@@ -154,6 +154,11 @@ def _with_shared(codec: Callable[[], Codec], shared: Shared | None) -> Any:
     return codec()
 
 
+def shared_of(codec: Codec) -> Shared | None:
+    """What decoders of a codec's files have beside them; None if they need nothing."""
+    return getattr(codec, "shared", None)
+
+
 def load_shared(path: str | PathLike[str]) -> Shared:
     """Read what an encoder was given beside the picture: an init, a base of modulated SIRENs, or a
     base of latent grids.

@@ -194,7 +194,7 @@ class MetaSiren:
 
     def __post_init__(self):
         decoding.check_at_least(self, num_steps=1, slope=0, points_per_step=1, search_steps=0)
-        decoding.check_init(self._own_init(), self.width)
+        decoding.check_init(self.shared, self.width)
 
     @property
     def name(self) -> str:
@@ -222,7 +222,7 @@ class MetaSiren:
         decoding.check_images(images)
         chosen = self.optimizer or optimizers.Muon(overfit.LEARNING_RATE)
         plan = partial(self._plan, num_steps=self.num_steps)
-        shared = overfit.rate_shared(self._own_init(), self.slope, self.seed)
+        shared = overfit.rate_shared(self.shared, self.slope, self.seed)
         return self._run(images, plan, chosen, shared, on_progress)
 
     def refine(self, image: Image, learned: Params, num_steps: int) -> Params:
@@ -236,9 +236,7 @@ class MetaSiren:
         whole: Any = self.optimizer or optimizers.Muon(overfit.LEARNING_RATE)
         gentle = replace(whole, learning_rate=_REFINING * whole.learning_rate)
         plan = partial(self._plan, num_steps=num_steps, rounded_share=1.0)
-        shared = overfit.rate_shared(self._own_init(), self.slope, self.seed)._replace(
-            learned=learned
-        )
+        shared = overfit.rate_shared(self.shared, self.slope, self.seed)._replace(learned=learned)
         return self._run([image], plan, gentle, shared, None)[0]
 
     def search(
@@ -253,7 +251,7 @@ class MetaSiren:
             return list(fitted)
         from inrjax import overfit
 
-        init = self._own_init()
+        init = self.shared
         tensors = [coded_tensors(learned, init) for learned in fitted]
         fitting = overfit.Fitting(
             make_plan=lambda *_: overfit.RoundingSearch(init.net, self.search_steps),
@@ -272,21 +270,18 @@ class MetaSiren:
 
     def pack(self, image: Image, learned: Params) -> bytes:
         """The stream of what `fit` learned of an image."""
-        return _pack(image, learned, self._own_init())
+        return _pack(image, learned, self.shared)
 
     @property
-    def shared_digest(self) -> bytes:
-        """The digest of what this codec and its decoders share."""
-        return self._own_init().digest
-
-    def _own_init(self) -> Init:
+    def shared(self) -> Init:
+        """What decoders have beside the files: ``init``, or the packaged one."""
         return self.init or packaged_init(self.width)
 
     def _plan(self, optimizer: Any, tiles: int, num_steps: int, **others: float) -> Any:
         from inrjax import overfit
 
         window = max(1, min(_WINDOW, num_steps // 40))
-        net = self._own_init().net
+        net = self.shared.net
         return overfit.RatePlan(net, optimizer, num_steps, tiles, window, **others)
 
     def _run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -55,11 +56,13 @@ class LatentGrid:
     sections: ClassVar[tuple[str, ...]] = ("base", "grid", "latents")
 
     def __post_init__(self):
-        good = self.step in STEPS and 0 < self.rate_weight < np.inf
+        good = (
+            isinstance(self.step, Integral) and self.step in STEPS and 0 < self.rate_weight < np.inf
+        )
         if not good or self.iterations < 1:
             raise ValueError(
                 f"got step {self.step}, rate_weight {self.rate_weight} and iterations "
-                f"{self.iterations}, expected a step of {STEPS.start}..{STEPS.stop - 1}, a "
+                f"{self.iterations}, expected a whole step of {STEPS.start}..{STEPS.stop - 1}, a "
                 "rate_weight above 0 and at least one iteration"
             )
 
@@ -107,7 +110,7 @@ class LatentGrid:
     def _encode_group(self, images: Sequence[Image]) -> list[bytes]:
         from inrjax import gridfit
 
-        base = self._own_base()
+        base = self.shared
         shared = gridfit.Shared(**base.approximate)
         lmbda = self.rate_weight * float(gridfit.rate_weight(self.step))
         fitted = gridfit.fit_latents(
@@ -117,7 +120,7 @@ class LatentGrid:
 
     def pack(self, image: Image, latents: Sequence[np.ndarray]) -> bytes:
         """The stream of fitted int latents, for an image of this size."""
-        base = self._own_base()
+        base = self.shared
         sections = [
             base.digest[: decoding.DIGEST_BYTES],
             decoding.symbol_check(latents) + bytes([self.step]),
@@ -126,7 +129,9 @@ class LatentGrid:
         height, width = image.shape[:2]
         return bitstream.pack(self.tag, height, width, sections, base.digest)
 
-    def _own_base(self) -> GridBase:
+    @property
+    def shared(self) -> GridBase:
+        """What decoders have beside the files: ``base``, or the packaged one."""
         return self.base if self.base is not None else grids.packaged_base()
 
     def decode(self, streams: Sequence[bytes]) -> list[Image]:
@@ -140,11 +145,6 @@ class LatentGrid:
         Raises BitstreamError if that is not known here, or the stream is not LatentGrid's.
         """
         return self._base_of(stream).digest
-
-    @property
-    def shared_digest(self) -> bytes:
-        """The digest of what this codec and its decoders share."""
-        return self._own_base().digest
 
     def _base_of(self, stream: bitstream.Stream) -> GridBase:
         decoding.check_sections(stream, self.tag, len(self.sections))

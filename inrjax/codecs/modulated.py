@@ -61,6 +61,11 @@ class ModulatedSiren:
         latent_dim = self.base.latent_dim if self.base else 0
         return f"latent={latent_dim}_bits={self.bits}_inner={self.inner_steps}"
 
+    @property
+    def shared(self) -> Base | None:
+        """What decoders have beside the files: ``base``."""
+        return self.base
+
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One stream for each uint8 (height, width, 3) image; progress counts patches.
 

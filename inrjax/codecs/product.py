@@ -88,7 +88,7 @@ class ProductSiren:
                 f"num_centroids 1..{MAX_CENTROIDS} and block 1..{MAX_BLOCK}"
             )
         decoding.check_at_least(self, num_steps=1, tune_steps=0, points_per_step=1)
-        decoding.check_init(self._own_init(), self.width)
+        decoding.check_init(self.shared, self.width)
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ class ProductSiren:
         from inrjax import optimizers, overfit
 
         decoding.check_images(images)
-        init = self._own_init()
+        init = self.shared
         window = max(1, min(_WINDOW, self.num_steps // 4))
         fitting = overfit.Fitting(
             make_plan=lambda optimizer, tiles: overfit.InitPlan(
@@ -138,7 +138,7 @@ class ProductSiren:
 
         from inrjax import optimizers, overfit
 
-        init = self._own_init()
+        init = self.shared
         mean = init.mean()
         coded = [
             quantize_layers(init.net, params, mean, image, self)
@@ -167,7 +167,7 @@ class ProductSiren:
 
     def pack(self, image: Image, coded: Coded) -> bytes:
         """The stream of a quantised net, for an image of this size."""
-        init = self._own_init()
+        init = self.shared
         symbols = [np.ravel(leaf).astype(np.int64) for _, leaf in trees.leaves(coded.symbols)]
         levels = [_best_level(part) for part in symbols]
         flat, repeated = np.concatenate(symbols), np.repeat(levels, [len(s) for s in symbols])
@@ -202,7 +202,9 @@ class ProductSiren:
         """
         return self._init_of(stream).digest
 
-    def _own_init(self) -> Init:
+    @property
+    def shared(self) -> Init:
+        """What decoders have beside the files: ``init``, or the packaged one."""
         return self.init or packaged_init(self.width)
 
     def _init_of(self, stream: bitstream.Stream) -> Init:

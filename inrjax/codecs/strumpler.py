@@ -235,7 +235,7 @@ class StrumplerMeta(_Strumpler):
 
     def __post_init__(self):
         self._check_fields()
-        decoding.check_init(self._own_init(), self.width)
+        decoding.check_init(self.shared, self.width)
 
     @property
     def name(self) -> str:
@@ -247,7 +247,7 @@ class StrumplerMeta(_Strumpler):
 
         from inrjax import overfit
 
-        init = self._own_init()
+        init = self.shared
         params, rates = _float32(init.params), _float32(init.rates) if init.rates else None
         key = jax.random.key(self.seed)
         return init.net, overfit.Origin(params, rates, params, np.float32(self.l1), key)
@@ -255,7 +255,7 @@ class StrumplerMeta(_Strumpler):
     def pack(self, image: Image, coded: Quantized) -> bytes:
         """The stream of an image of this size, the distance of whose params from the init is
         this."""
-        digest = self._own_init().digest
+        digest = self.shared.digest
         sections = [digest[: decoding.DIGEST_BYTES], *_coded_sections(coded)]
         height, width = image.shape[:2]
         return bitstream.pack(self.tag, height, width, sections, digest)
@@ -271,7 +271,9 @@ class StrumplerMeta(_Strumpler):
         """
         return self._init_of(stream).digest
 
-    def _own_init(self) -> Init:
+    @property
+    def shared(self) -> Init:
+        """What decoders have beside the files: ``init``, or the packaged one."""
         return self.init or learned_init(self.width)
 
     def _init_of(self, stream: bitstream.Stream) -> Init:
