@@ -22,6 +22,7 @@ beside it, and so do the base's, which no rate contains. ``--smoke``: seconds.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -75,6 +76,7 @@ SMOKE = Config(
 # ---------------------------------------------------------------------------- pictures
 
 
+@common.one_sentence()
 def training_patches(name: str, data: Path | None, patch: int) -> tuple[np.ndarray, str]:
     """uint8 (n, patch, patch, 3) patches of a training set, and its licence."""
     if name == "smoke":
@@ -108,6 +110,7 @@ def _cifar(data: Path | None, name: str) -> np.ndarray:
         return arrays["images"]
 
 
+@common.one_sentence()
 def test_images(config: Config, data: Path | None) -> dict[str, dict[str, Image]]:
     """Name of a set -> name of a picture -> picture."""
     if config.training_set == "smoke":
@@ -195,6 +198,7 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
 
     config = replace(config, bases=tuple(base.digest.hex()[:8] for base in bases))
     folder = results.run_folder(root, config)
+    results.note_provenance(folder, results.provenance(results.jax_device()))
     built = [
         FromLatents(codecs.ModulatedSiren(base, bits, config.inner_steps))
         for base in bases
@@ -216,7 +220,6 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
                 f"{latent_bytes:.1f}", f"{8 * latent_bytes / pixels:.3f}",
                 f"{fmean(row.psnr for row in own):.2f}", str(codec.codec.base.shared_bytes),
             ])  # fmt: skip
-    results.write_json(folder / "provenance.json", results.provenance(results.jax_device()))
     results.write_text(folder / "table.md", table(config, bases, lines))
     return folder
 
@@ -269,7 +272,8 @@ def run(config: Config, data: Path | None, root: Path, bases_folder: Path) -> Pa
 
 def smoke(root: Path) -> Path:
     """All of it on a few small patches; returns the run folder."""
-    return run(SMOKE, None, root, root / "bases")
+    with tempfile.TemporaryDirectory() as bases:
+        return run(SMOKE, None, root, Path(bases))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,7 +283,8 @@ def _parser() -> argparse.ArgumentParser:
         own = commands.add_parser(name)
         own.add_argument("--data", type=Path, default=None)
         if name == "train":
-            own.add_argument("--set", dest="training_set", default="cifar")
+            sets = ("cifar", "cid22", "both")
+            own.add_argument("--set", dest="training_set", default="cifar", choices=sets)
             own.add_argument("--output", type=Path, required=True)
             own.add_argument("--checkpoints", type=Path, default=None)
             for field in fields(BaseTrainConfig):
@@ -315,10 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(config, options.training_set, options.data, options.output, options.checkpoints)
         return
     elif options.command == "measure":
-        try:
+        with common.one_sentence():
             bases = [load_base(path) for path in options.bases]
-        except ValueError as error:  # one sentence that names the file
-            parser.error(str(error))
         folder = measure(_config_of(bases), bases, options.data, options.output)
     elif options.command == "run":
         folder = run(Config(), options.data, options.output, options.bases_folder)

@@ -5,8 +5,9 @@ Starts no JAX: experiments/interruptions.py forks its process.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +28,25 @@ class Options:
     smoke: bool = False
 
 
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """A ValueError in the block, of what the command line named, ends the process as a sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+Find: TypeAlias = Callable[[Path | None], Sequence[Path]]
+"""The files of a set of `inrjax.datasets`, in a folder of data."""
+
+
+@one_sentence()
+def read(find: Find, data: Path | None, part: slice = slice(None)) -> dict[str, Image]:
+    """Stem of a file -> image, of a part of a set; ends the process if there is none."""
+    return {path.stem: read_image(path).image for path in find(data)[part]}
+
+
 def smoke_images() -> dict[str, Image]:
     """Crops of 48 x 64 pixels of the packaged photographs."""
     return {name: image[100:148, 100:164] for name, image in datasets.packaged().items()}
@@ -34,7 +54,7 @@ def smoke_images() -> dict[str, Image]:
 
 SetName: TypeAlias = Literal["kodak", "cid22-held-back", "clic2025", "smoke"]
 
-SETS = {
+SETS: dict[str, Find] = {
     "kodak": datasets.kodak,
     "cid22-held-back": datasets.cid22_held_back,
     "clic2025": datasets.clic2025_val,
@@ -46,7 +66,7 @@ def named(name: SetName, data: Path | None, most: int | None = None) -> dict[str
     """Stem of a file -> image, of the first ``most`` of a set; all small crops for "smoke"."""
     if name == "smoke":
         return smoke_images()
-    return {path.stem: read_image(path).image for path in SETS[name](data)[:most]}
+    return read(SETS[name], data, slice(most))
 
 
 def pictures(
@@ -57,8 +77,7 @@ def pictures(
     if options.smoke:
         images = dict([*smoke_images().items()][part])
     else:
-        paths = datasets.cid22_held_back(options.data)[part]
-        images = {path.stem: read_image(path).image for path in paths}
+        images = read(datasets.cid22_held_back, options.data, part)
     return {name: make(image) for name, image in images.items()} if make else images
 
 
@@ -66,7 +85,7 @@ def training(options: Options) -> list[Image]:
     """All training images of cid22; with ``smoke``, the first small crop."""
     if options.smoke:
         return [*smoke_images().values()][:1]
-    return [read_image(path).image for path in datasets.cid22_train(options.data)]
+    return [*read(datasets.cid22_train, options.data).values()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ Minutes: about 20 on 2 cores for Kodak. Stopped at any time, it goes on where it
 Expected: the table in results/equal_bpp/<config hash>/table.md.
 
 A network of one width gives every picture about as many bytes, however hard it is: COIN's files are
-equal, Strümpler's scatter by 2 to 5 %, MetaSiren's by 7 to 19 % (standard deviation, by width).
+equal, Strümpler's scatter by 1 to 5 %, MetaSiren's by 7 to 20 % (standard deviation, by width).
 One step size, or one quality of JPEG, gives the hard ones far more: the mean squared error of all
 gains, the mean of their PSNRs loses. So the latter, at a mean bpp, compares codecs with how they
 spread bits. Here LatentGrid spreads them as a network does: for each rate and picture a step size
@@ -38,7 +38,7 @@ from experiments.figures import numbers
 from experiments.figures.source import LABELS, LATENT_GRID, METASIREN, Found, find_codecs
 from experiments.grid_rd import bd_rates
 from experiments.kodak_rd import PUBLISHED, ROOT, markdown, note_provenance
-from experiments.ladder import MIDDLE, fields_of
+from experiments.ladder import MIDDLE, beside_published, fields_of
 from inrjax import codecs, gridfit, grids, results
 from inrjax.codecs.latent_grid import STEPS
 from inrjax.evaluate import evaluate, image_digest, row_stream_path
@@ -58,13 +58,10 @@ class Config:
     images: common.SetName = "kodak"
     max_images: int = 24
     base: str = ""
-    schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)
+    schedule: tyro.conf.Suppress[gridfit.Schedule] = field(default_factory=gridfit.Schedule)
 
 
 SMOKE = Config(rates=(0.5, 1.0), iterations=2, images="smoke")
-
-ROUNDS = 5
-"""Times that step sizes are chosen anew from what was measured, at most."""
 
 OCTAVES_PER_STEP = -0.17
 """Of bytes, beyond the step sizes that are known."""
@@ -149,17 +146,9 @@ def measure(
     config: Config, images: Mapping[str, Image], folder: Path, known: Mapping[str, Known]
 ) -> dict[str, list[RDPoint]]:
     """By image, the rows of its files, until no step size that is not measured should be nearer to
-    a rate."""
+    a rate: each round measures another one, of `STEPS`."""
     measured: dict[str, dict[int, RDPoint]] = {name: {} for name in images}
-    for _ in range(ROUNDS):
-        wanted: dict[int, list[str]] = {}
-        for name, own in measured.items():
-            bpp = {**known[name], **{step: row.bpp for step, row in own.items()}}
-            steps = {choose_step(bpp, rate) for rate in config.rates} - own.keys()
-            for step in steps:
-                wanted.setdefault(step, []).append(name)
-        if not wanted:
-            break
+    while wanted := _missing(config, known, measured):
         for step, names in sorted(wanted.items()):
             print(f"step {step}, {len(names)} images", flush=True)
             codec = codecs.LatentGrid(step, 1.0, config.iterations, config.seed)
@@ -167,6 +156,18 @@ def measure(
             for row in evaluate([codec], some, folder, batch_size=len(some)):
                 measured[row.image][step] = row
     return {name: list(own.values()) for name, own in measured.items()}
+
+
+def _missing(
+    config: Config, known: Mapping[str, Known], measured: Mapping[str, Mapping[int, RDPoint]]
+) -> dict[int, list[str]]:
+    """Step size -> images whose file of it should be the nearest to a rate, and is not measured."""
+    wanted: dict[int, list[str]] = {}
+    for name, own in measured.items():
+        bpp = {**known[name], **{step: row.bpp for step, row in own.items()}}
+        for step in {choose_step(bpp, rate) for rate in config.rates} - own.keys():
+            wanted.setdefault(step, []).append(name)
+    return wanted
 
 
 # ---------------------------------------------------------------------------- the table
@@ -210,7 +211,7 @@ def _means(rows: Sequence[RDPoint]) -> list[tuple[float, float]]:
 
 LIKEWISE = ("jpeg2000", METASIREN)
 """Codecs whose setting, a ratio or a width, gives every picture about the same bpp: JPEG 2000's
-within 4 % of their mean, MetaSiren's with a standard deviation of 7 to 19 %."""
+within 4 % of their mean, MetaSiren's with a standard deviation of 7 to 20 %."""
 
 
 def _measured(rows: Sequence[RDPoint], others: Mapping[str, Found]) -> str:
@@ -222,14 +223,7 @@ def _published(curve: numbers.Curve) -> str:
     theirs = results.published_curves(results.read_published(PUBLISHED))
     lines = []
     for method in KODAK_RD:
-        rates = (numbers.bd_rate(theirs[method], curve, cut) for cut in (None, MIDDLE))
-        cells = [
-            f"{found.percent:+.1f} ({found.low_db:.1f}-{found.high_db:.1f})" if found else ""
-            for found in rates
-        ]
-        ahead = numbers.ahead_at(numbers.frontier(curve), theirs[method])
-        points = ", ".join(f"{value:+.2f} at {rate:.3f}" for rate, value in ahead.items())
-        lines.append([LABELS.get(method, method), *cells, points])
+        lines.append([LABELS.get(method, method), *beside_published(theirs[method], curve)])
     middle = f"{MIDDLE[0]:.0f}-{MIDDLE[1]:.0f} dB"
     header = [
         "anchor, published", "BD-rate % of our measured curve (over dB)", f"the same, {middle}",

@@ -35,8 +35,8 @@ ANCHOR = "jpeg-optimized"
 @dataclass(frozen=True)
 class Config:
     """What is measured. ``images``: kodak, cid22-held-back or clic2025; ``max_images``: of them, in
-    order. ``base``: digest of the packaged base, filled in when it runs. ``schedule``: of the
-    fits; earlier runs have ``caution`` or nothing in its place."""
+    order. ``base``: digest of the packaged base, filled in when it runs. ``schedule``: the
+    one that fits have, noted; earlier runs have ``caution`` or nothing in its place."""
 
     steps: tuple[int, ...] = codecs.latent_grid.CURVE_STEPS
     iterations: int = codecs.LatentGrid.iterations
@@ -47,7 +47,7 @@ class Config:
     images: common.SetName = "kodak"
     max_images: int = 24
     base: str = ""
-    schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)
+    schedule: tyro.conf.Suppress[gridfit.Schedule] = field(default_factory=gridfit.Schedule)
 
 
 SMOKE = Config(

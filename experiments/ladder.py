@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from experiments import common
 from experiments.figures import numbers
 from experiments.figures.source import (
     ANCHOR,
@@ -224,10 +225,8 @@ def _against_published(curves: Mapping[str, numbers.Curve]) -> tuple[str, ...]:
     lines = []
     for method in (*KODAK_RD, "COIN++"):
         for name in (name for name in RUNGS if name in curves):
-            rates = (numbers.bd_rate(theirs[method], curves[name], cut) for cut in (None, MIDDLE))
-            ahead = numbers.ahead_at(numbers.frontier(curves[name]), theirs[method])
-            points = ", ".join(f"{value:+.2f} at {rate:.3f}" for rate, value in ahead.items())
-            lines.append([LABELS.get(method, method), name, *map(_percent, rates), points])
+            cells = beside_published(theirs[method], curves[name])
+            lines.append([LABELS.get(method, method), name, *cells])
     header = ["published", "measured", *_BD_RATES, "dB above their points, at their bpp"]
     return (
         "## Beside points of the literature, which were not measured here",
@@ -235,6 +234,15 @@ def _against_published(curves: Mapping[str, numbers.Curve]) -> tuple[str, ...]:
         "above the published points, at their rates, as far as ours go.",
         markdown(header, lines),
     )
+
+
+def beside_published(theirs: numbers.Curve, ours: numbers.Curve) -> list[str]:
+    """Cells of a table: our BD-rate against a published curve, over all dB and over those in the
+    middle, and how far ours is above its points, at their rates."""
+    rates = (numbers.bd_rate(theirs, ours, cut) for cut in (None, MIDDLE))
+    ahead = numbers.ahead_at(numbers.frontier(ours), theirs)
+    points = ", ".join(f"{value:+.2f} at {rate:.3f}" for rate, value in ahead.items())
+    return [*map(_percent, rates), points]
 
 
 _MIDDLE = f"{MIDDLE[0]:.0f}-{MIDDLE[1]:.0f} dB"
@@ -483,8 +491,9 @@ class Options:
 
 def main(options: Options) -> Path:
     """Write the ladder of an image set; returns its folder."""
-    ladder = Ladder(options.root, options.images, options.runs)
-    folder = write(ladder, options.output / options.images.split(",")[0].replace(" ", "_"))
+    with common.one_sentence():
+        ladder = Ladder(options.root, options.images, options.runs)
+        folder = write(ladder, options.output / options.images.split(",")[0].replace(" ", "_"))
     print((folder / "table.md").read_text("utf-8"))
     return folder
 

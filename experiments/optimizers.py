@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +38,7 @@ from experiments.defaults import DB_PER_OCTAVE
 from experiments.kodak_rd import COIN_PUBLISHED, ROOT, markdown
 from inrjax import bitstream, codecs, datasets, metrics, results, trees
 from inrjax.evaluate import evaluate, safe_name, stream_path
-from inrjax.images import coordinates, read_image, to_uint8
+from inrjax.images import coordinates, to_uint8
 from inrjax.init import packaged_init
 from inrjax.nets.siren import Siren, layer_name
 from inrjax.optimizers import Adam, Muon, Optimizer, Soap
@@ -499,21 +500,17 @@ def main(options: Options) -> Path:
         images = tuning = dict(list(smoke_images().items())[:1])
         config = SMOKE
     else:
-        held_back = datasets.cid22_held_back(options.data)
-        tuning = _read(held_back[: config.tuning_images])
+        held_back = partial(common.read, datasets.cid22_held_back, options.data)
+        tuning = held_back(slice(config.tuning_images))
         # The first images were seen by earlier choices: the table is of the last.
-        images = _read(held_back[-config.num_images :])
+        images = held_back(slice(-config.num_images, None))
     if options.kodak:
-        images, name = _read(datasets.kodak(options.data)), KODAK
+        images, name = common.read(datasets.kodak, options.data), KODAK
     if options.timing:
         (open_run(config, options.output)[1] / "timing.json").unlink(missing_ok=True)
     path = run(config, tuning, images, options.output, name)
     print(path.read_text("utf-8"))
     return path
-
-
-def _read(paths: Sequence[Path]) -> dict[str, Image]:
-    return {path.stem: read_image(path).image for path in paths}
 
 
 if __name__ == "__main__":

@@ -86,6 +86,17 @@ def build_codecs(config: Config, bases: Sequence[Base]) -> list[Codec]:
     return [*products, *modulated]
 
 
+def check_sizes(bases: Mapping[Path, Base]) -> None:
+    """ValueError if two have latents of one size, by which their files are told apart."""
+    seen: dict[int, Path] = {}
+    for path, base in bases.items():
+        other = seen.setdefault(base.latent_dim, path)
+        if other is not path:
+            raise ValueError(
+                f"{other} and {path} both have latents of {base.latent_dim}: name one of them"
+            )
+
+
 def note_of(base: Base) -> BaseNote:
     """What is noted of a base."""
     made: Mapping[str, Any] = base.info.get("config", {})
@@ -160,10 +171,9 @@ def main(options: Options) -> Path:
             "error: no bases: learn some by `python -m experiments.coinpp train --set cid22`, "
             "and name their files by --bases"
         )
-    try:
+    with common.one_sentence():
         bases = [load_base(path) for path in options.bases]
-    except ValueError as error:  # one sentence that names the file
-        raise SystemExit(f"error: {error}") from None
+        check_sizes(dict(zip(options.bases, bases, strict=True)))
     config = options.config
     return common.show(run(config, bases, _some(config, options), options.output))
 

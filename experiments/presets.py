@@ -81,6 +81,10 @@ class Config:
     init: str = ""
     base: str = ""
 
+    def __post_init__(self):
+        if len(self.seeds) < 2:
+            raise ValueError(f"got seeds {self.seeds}, expected at least two: they are compared")
+
 
 SMOKE = Config(
     size=(48, 64), num_decodes=1, seeds=(0, 1), curve_steps=(34,), num_images=1, num_steps=2,

@@ -114,9 +114,10 @@ def _origin(width: int) -> dict[str, Any]:
     return packaged_init(width).mean()
 
 
-def low_rank_init(config: Config, rank: int, training: Sequence[Image]) -> Init:
+def low_rank_init(config: Config, rank: int, training: Sequence[Image], folder: Path) -> Init:
     """Where low-rank fits start: at the packaged init, the left factors with orthonormal columns,
-    the right ones 0; with a prior around it whose scales come from fits to training images."""
+    the right ones 0; with a prior around it whose scales come from fits to training images, which
+    are kept in a file."""
     net = packaged_init(config.low_rank_width).net
     own = LowRank(net.width, net.depth, net.w0, net.in_dim, net.out_dim, net.encoding, rank)
     origin, rng = _origin(net.width), np.random.default_rng(0)
@@ -130,10 +131,17 @@ def low_rank_init(config: Config, rank: int, training: Sequence[Image]) -> Init:
             params[name] |= {"left": square, "right": np.zeros(shapes["right"])}
     start = flat_init(own, params)
     keep = {path: np.float32(1) for path, _ in trees.leaves(start.params)}
+    start, scales = replace(start, keep=trees.from_leaves(keep)), folder / f"scales_{rank}.npz"
+    if scales.exists():
+        _, envelope = trees.from_npz(scales.read_bytes())
+        return replace(start, envelope=trees.from_leaves(envelope))
     learning = metatrain.MetaTrainConfig(
         net.width, prior_images=config.prior_images, prior_steps=config.prior_steps
     )
-    return metatrain.learn_prior(learning, replace(start, keep=trees.from_leaves(keep)), training)
+    learned = metatrain.learn_prior(learning, start, training)
+    folder.mkdir(parents=True, exist_ok=True)
+    trees.write_atomic(scales, trees.to_npz({}, dict(trees.leaves(learned.envelope))))
+    return learned
 
 
 def without_columns(init: Init) -> Init:
@@ -148,8 +156,8 @@ Curve: TypeAlias = Sequence[tuple[str, Any]]
 """The codecs of a curve, each with the folder that its files are in."""
 
 
-def variants(config: Config, training: Sequence[Image]) -> dict[str, Curve]:
-    """Name -> curve; the first is the default."""
+def variants(config: Config, training: Sequence[Image], folder: Path) -> dict[str, Curve]:
+    """Name -> curve; the first is the default. What is learned for them is kept in the folder."""
 
     def curve(name: str, make: Any) -> Curve:
         return [(safe_name(name), make(width)) for width in config.widths]
@@ -179,7 +187,9 @@ def variants(config: Config, training: Sequence[Image]) -> dict[str, Curve]:
     found[low_rank] = [
         (
             safe_name(f"{low_rank}, {rank}"),
-            codecs.MetaSiren(width, config.num_steps, init=low_rank_init(config, rank, training)),
+            codecs.MetaSiren(
+                width, config.num_steps, init=low_rank_init(config, rank, training, folder)
+            ),
         )
         for rank in config.ranks
     ]
@@ -229,7 +239,8 @@ def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], 
     folder = results.run_folder(root, config)
     note_provenance(folder)
     rows: dict[str, list[RDPoint]] = {}
-    for name, curve in variants(config, training).items():
+    learned = folder / "streams" / "inits"  # not committed
+    for name, curve in variants(config, training, learned).items():
         print(name, flush=True)
         rows[name] = []
         for part, codec in curve:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import common
 from inrjax import datasets, grids, gridtrain
-from inrjax.images import read_image
 from inrjax.machine import keep_buffers
 
 LICENCE = (
@@ -62,7 +62,7 @@ def run(
     start: grids.GridBase | None = None,
 ) -> Path:
     """Learn and save the base; returns its file. ``start``: a base to begin with."""
-    pictures = [read_image(path).image for path in datasets.cid22_train(data)]
+    pictures = [*common.read(datasets.cid22_train, data).values()]
     crops = cut(pictures, config.num_crops, config.side, config.training.seed)
     losses = np.zeros(0)
 

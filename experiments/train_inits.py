@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments import common
 from inrjax import datasets, fit, metatrain
-from inrjax.images import read_image
 from inrjax.init import Init, digest_name, load_init, save_init
 
 LICENCE = (
@@ -47,8 +47,7 @@ class Config:
 
 def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> list[Path]:
     """Learn and save the init of each width; returns the files."""
-    files = datasets.cid22_train(data)[: config.max_images]
-    pictures = [read_image(path).image for path in files]
+    pictures = [*common.read(datasets.cid22_train, data, slice(config.max_images)).values()]
     return [_train(config, width, pictures, output, checkpoints) for width in config.widths]
 
 

@@ -25,7 +25,6 @@ from experiments.common import smoke_images
 from experiments.kodak_rd import ROOT, markdown
 from inrjax import codecs, datasets, results
 from inrjax.evaluate import evaluate
-from inrjax.images import read_image
 from inrjax.init import packaged_init
 from inrjax.types import Image
 
@@ -105,9 +104,11 @@ def main(options: Options) -> Path:
         config, images = SMOKE, {name: image}
     else:
         config = options.config
-        paths = datasets.cid22_train(options.data)
-        chosen = paths[:: max(1, len(paths) // config.num_images)][: config.num_images]
-        images = {path.stem: read_image(path).image for path in chosen}
+        with common.one_sentence():
+            count = len(datasets.cid22_train(options.data))
+        step = max(1, count // config.num_images)
+        chosen = slice(0, step * config.num_images, step)
+        images = common.read(datasets.cid22_train, options.data, chosen)
     path = run(config, images, options.output, options.table)
     print(path.read_text("utf-8"))
     return path

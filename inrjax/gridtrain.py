@@ -146,8 +146,7 @@ def train(
         )
     if len(crops) < config.crops_per_step:
         raise ValueError(f"got {len(crops)} crops, expected at least {config.crops_per_step}")
-    digest = hashlib.sha256(str(crops.shape).encode() + crops.tobytes()).hexdigest()
-    inputs = {"config": asdict(config), "data_sha256": digest}
+    inputs = {"config": asdict(config), "data_sha256": _digest(crops)}
     if start is not None:
         inputs["start"] = start.digest.hex()
     shared = started(config.net, start, config.seed) if start else initial(config.net, config.seed)
@@ -286,6 +285,10 @@ def noted(config: GridTrainConfig, crops: np.ndarray, losses: np.ndarray) -> dic
     return {
         "config": asdict(config),
         "num_crops": len(crops),
-        "data_sha256": hashlib.sha256(str(crops.shape).encode() + crops.tobytes()).hexdigest(),
+        "data_sha256": _digest(crops),
         "losses": [float(f"{mean:.4g}") for mean in means],
     }
+
+
+def _digest(crops: np.ndarray) -> str:
+    return hashlib.sha256(str(crops.shape).encode() + crops.tobytes()).hexdigest()

@@ -12,9 +12,12 @@ import sys
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from bases import tiny_base
+from conftest import photograph
 
 from experiments import common
 from inrjax import datasets, grids, results, trees
@@ -597,7 +600,7 @@ def test_the_ladder_finds_strumplers_run_and_tells_its_bits_apart(
         assert (of["shared bytes [5]"] == "0") == (name != "strumpler-meta")
     # A run of fewer images is not mixed with the others.
     results.write_rows(run / "rows.csv", measured[1:])
-    with pytest.raises(ValueError, match="on 2 images, expected the same 3"):
+    with pytest.raises(SystemExit, match="on 2 images, expected the same 3"):
         ladder.main(options)
 
 
@@ -726,16 +729,56 @@ def test_other_rungs_names_a_base_that_is_missing_or_damaged(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_coinpp_measures_nothing_under_a_damaged_base(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_other_rungs_tells_bases_apart_by_the_size_of_their_latents(tmp_path: Path) -> None:
+    from experiments import other_rungs
+    from inrjax.base import save_base
+
+    paths = [tmp_path / f"{name}.npz" for name in "ab"]
+    for seed, path in enumerate(paths):
+        save_base(path, tiny_base(seed=seed))
+    with pytest.raises(SystemExit, match=r"a\.npz and .*b\.npz both have latents of 12"):
+        other_rungs.main(other_rungs.Options(bases=tuple(paths), output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["kodak", "cid22-held-back", "clic2025"])
+def test_a_folder_without_the_pictures_is_one_sentence(name: Any, tmp_path: Path) -> None:
+    options = common.Options(data=tmp_path / "none")
+    for read in (
+        lambda: common.named(name, options.data),
+        lambda: common.pictures(options, slice(1)),
+        lambda: common.training(options),
+    ):
+        with pytest.raises(SystemExit, match=r"^error: .*none") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_low_rank_deltas_are_coded_by_is_learned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from experiments import siren_choices
+
+    first = siren_choices.low_rank_init(siren_choices.SMOKE, 4, [photograph(16, 24)], tmp_path)
+    monkeypatch.setattr(siren_choices.metatrain, "learn_prior", None)
+    again = siren_choices.low_rank_init(siren_choices.SMOKE, 4, [photograph(16, 24)], tmp_path)
+    assert again.digest == first.digest
+
+
+def test_presets_compare_at_least_two_seeds() -> None:
+    from experiments import presets
+
+    with pytest.raises(ValueError, match="at least two"):
+        presets.Config(seeds=(0,))
+
+
+def test_coinpp_measures_nothing_under_a_damaged_base(tmp_path: Path) -> None:
     from experiments import coinpp
 
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(b"no base")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"damaged\.npz is damaged"):
         coinpp.main(["measure", "--bases", str(damaged), "--output", str(tmp_path / "out")])
-    assert "damaged.npz is damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

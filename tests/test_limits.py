@@ -261,7 +261,7 @@ def test_escapes_read_together_are_those_read_bit_by_bit(seed: int) -> None:
 def test_extreme_symbols_and_steps_are_a_picture_or_refused() -> None:
     """All levels, all steps, symbols up to 2^30: the numbers stay finite, or it is said."""
     codec = codecs.MetaSiren(codecs.inr.WIDTHS[0])
-    init = codec._own_init()
+    init = codec.shared
     rng = np.random.default_rng(0)
     shapes = [leaf.shape for leaf in init.levels().values()]
     for step in (0, 128, 255):
