@@ -4,7 +4,7 @@ Claim: MetaSiren saves at least 35 % of optimised JPEG's bytes (BD-rate, curve o
 all 24 images at six widths in at most 75 minutes on 2 cores.
 Command: python -m experiments.kodak_rd --data DIR     (DIR holds kodak/; or set INRJAX_DATA)
     and the same with --images cid22-held-back or --images clic2025 --max-images 6; as
-    --preset best does: --num-steps 24000 --search-steps 48 --widths 24 32 48 --coin-shapes;
+    --preset best does: --num-steps 24000 --search-steps 48 --widths 24 32 48 64 --coin-shapes;
     COIN alone: --widths --jpeg-qualities --jpeg2000-ratios --webp-qualities
 Minutes: about 90 on 2 cores, 26 of them COIN's. Stopped at any time, it goes on where it was.
 Expected: the table in results/kodak_rd/<config hash>/table.md.
