@@ -5,7 +5,7 @@ choice by rate and distortion between two seeds, between two inits of other freq
 three slopes beside the widths; roundings found by a search (2 %); deltas of low rank under a wider
 net. Its prior's scale for each column of the first layer is worth 2 %, hardly told from 0.
 Command: python -m experiments.siren_choices --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: about 30 on 2 cores. A stopped run goes on: rows that exist are kept.
+Minutes: about 20 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/siren_choices/<config hash>/table.md.
 
 Measured on cid22 images that were held back from training, one change at a time, from files that
