@@ -36,7 +36,6 @@ from experiments import common
 from inrjax import basetrain, datasets, modulation
 from inrjax.base import Base, load_base, save_base
 from inrjax.basetrain import BaseTrainConfig
-from inrjax.images import read_image
 from inrjax.types import Image, OnProgress
 
 ROOT = Path(__file__).parents[1]
@@ -75,22 +74,25 @@ SMOKE = Config(
 
 # ---------------------------------------------------------------------------- pictures
 
+SETS = ("cifar", "cid22", "both")
+"""Of training patches."""
 
-@common.one_sentence()
+
 def training_patches(name: str, data: Path | None, patch: int) -> tuple[np.ndarray, str]:
     """uint8 (n, patch, patch, 3) patches of a training set, and its licence."""
     if name == "smoke":
         return _cut_all(list(datasets.packaged().values())[:1], patch)[:8], "of scikit-image"
-    if name not in ("cifar", "cid22", "both"):
-        raise ValueError(f"got the training set {name!r}, expected cifar, cid22 or both")
+    if name not in SETS:
+        raise ValueError(f"got the training set {name!r}, expected one of {', '.join(SETS)}")
     parts, licences = [], []
     if name != "cid22":
         if patch != 32:
-            raise ValueError(f"got patches of {patch}, expected 32 for CIFAR-10")
+            raise SystemExit(f"error: got patches of {patch}, expected 32 for CIFAR-10")
         parts.append(_cifar(data, "train_5x1000.npz"))
         licences.append("CIFAR-10: not stated")
     if name != "cifar":
-        parts.append(_cut_all([read_image(p).image for p in datasets.cid22_train(data)], patch))
+        pictures = common.read(datasets.cid22_train, data)
+        parts.append(_cut_all([*pictures.values()], patch))
         licences.append("CID22: CC BY-SA 4.0")
     return np.concatenate(parts), "; ".join(licences)
 
@@ -102,6 +104,7 @@ def _cut_all(images: Sequence[Image], patch: int) -> np.ndarray:
     return pixels.reshape(-1, patch, patch, 3)
 
 
+@common.exit_with_a_sentence()
 def _cifar(data: Path | None, name: str) -> np.ndarray:
     path = datasets.data_root(data) / "cifar10_subset" / name
     if not path.is_file():
@@ -110,7 +113,6 @@ def _cifar(data: Path | None, name: str) -> np.ndarray:
         return arrays["images"]
 
 
-@common.one_sentence()
 def test_images(config: Config, data: Path | None) -> dict[str, dict[str, Image]]:
     """Name of a set -> name of a picture -> picture."""
     if config.training_set == "smoke":
@@ -118,16 +120,32 @@ def test_images(config: Config, data: Path | None) -> dict[str, dict[str, Image]
         crops = {f"{i}": image[32 * i : 32 * i + 32, :32] for i in range(config.cifar_images)}
         return {"CIFAR-10": crops, "Kodak": {"middle": _middle(image, config.crop)}}
     cifar = _cifar(data, "test_first1000.npz")[: config.cifar_images]
-    kodak = datasets.kodak(data)[: config.kodak_images]
+    kodak = common.read(datasets.kodak, data, slice(config.kodak_images))
     return {
         "CIFAR-10": {f"test{i:04d}": image for i, image in enumerate(cifar)},
-        "Kodak": {p.stem: _middle(read_image(p).image, config.crop) for p in kodak},
+        "Kodak": {name: _middle(image, config.crop) for name, image in kodak.items()},
     }
 
 
 def _middle(image: Image, side: int) -> Image:
     top, left = ((length - side) // 2 for length in image.shape[:2])
     return image[top : top + side, left : left + side]
+
+
+@common.exit_with_a_sentence()
+def load_bases(paths: Sequence[Path]) -> list[Base]:
+    """Bases whose latents have different sizes, by which their files are told apart; ends the
+    process if one is missing or damaged, or two have latents of one size."""
+    found: dict[int, tuple[Path, Base]] = {}
+    for path in paths:
+        base = load_base(path)
+        if base.latent_dim in found:
+            raise ValueError(
+                f"{found[base.latent_dim][0]} and {path} both have latents of {base.latent_dim}: "
+                "name one of them, once"
+            )
+        found[base.latent_dim] = path, base
+    return [base for _, base in found.values()]
 
 
 # ---------------------------------------------------------------------------- training
@@ -138,10 +156,8 @@ def train(
 ) -> Base:
     """Learn a base and write it; one that is there and was made by this config is read instead."""
     if output.is_file():
-        base = load_base(output)
-        if base.info.get("config") == _noted(config) and base.info.get("training_set") == name:
-            return base
-        raise ValueError(f"{output} holds another base: name another file, or delete it")
+        with common.exit_with_a_sentence():
+            return _trained(config, name, output)
     patches, licence = training_patches(name, data, config.patch)
     info = {"training_set": name, "licence": licence, "command": "python -m experiments.coinpp"}
     with jax.default_matmul_precision("tensorfloat32"):  # of accelerators; a CPU has float32
@@ -149,6 +165,13 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     save_base(output, base)
     return base
+
+
+def _trained(config: BaseTrainConfig, name: str, path: Path) -> Base:
+    base = load_base(path)
+    if base.info.get("config") == _noted(config) and base.info.get("training_set") == name:
+        return base
+    raise ValueError(f"{path} holds another base: name another file, or delete it")
 
 
 def _noted(config: BaseTrainConfig) -> dict[str, Any]:
@@ -196,6 +219,7 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
     from inrjax import codecs, results
     from inrjax.evaluate import evaluate, row_stream_path
 
+    sets = test_images(config, data)
     config = replace(config, bases=tuple(base.digest.hex()[:8] for base in bases))
     folder = results.run_folder(root, config)
     results.note_provenance(folder, results.provenance(results.jax_device()))
@@ -205,7 +229,7 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
         for bits in config.bits
     ]
     lines = []
-    for name, images in test_images(config, data).items():
+    for name, images in sets.items():
         part = folder / name.lower()
         rows = evaluate(built, images, part, batch_size=len(images))
         for codec in built:
@@ -283,8 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         own = commands.add_parser(name)
         own.add_argument("--data", type=Path, default=None)
         if name == "train":
-            sets = ("cifar", "cid22", "both")
-            own.add_argument("--set", dest="training_set", default="cifar", choices=sets)
+            own.add_argument("--set", dest="training_set", default="cifar", choices=SETS)
             own.add_argument("--output", type=Path, required=True)
             own.add_argument("--checkpoints", type=Path, default=None)
             for field in fields(BaseTrainConfig):
@@ -320,8 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(config, options.training_set, options.data, options.output, options.checkpoints)
         return
     elif options.command == "measure":
-        with common.one_sentence():
-            bases = [load_base(path) for path in options.bases]
+        bases = load_bases(options.bases)
         folder = measure(_config_of(bases), bases, options.data, options.output)
     elif options.command == "run":
         folder = run(Config(), options.data, options.output, options.bases_folder)

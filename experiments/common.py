@@ -29,8 +29,9 @@ class Options:
 
 
 @contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
-    """A ValueError in the block, of what the command line named, ends the process as a sentence."""
+def exit_with_a_sentence() -> Iterator[None]:
+    """A ValueError in the block, which reads what the command line names and computes nothing, ends
+    the process as a sentence."""
     try:
         yield
     except ValueError as error:
@@ -41,7 +42,7 @@ Find: TypeAlias = Callable[[Path | None], Sequence[Path]]
 """The files of a set of `inrjax.datasets`, in a folder of data."""
 
 
-@one_sentence()
+@exit_with_a_sentence()
 def read(find: Find, data: Path | None, part: slice = slice(None)) -> dict[str, Image]:
     """Stem of a file -> image, of a part of a set; ends the process if there is none."""
     return {path.stem: read_image(path).image for path in find(data)[part]}

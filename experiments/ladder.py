@@ -441,12 +441,7 @@ _BOX = 27  # the mean of 3 x 3, of three components
 
 
 def write(ladder: Ladder, folder: Path) -> Path:
-    """The table, the rows of the rungs and the figures; ValueError if no run has MetaSiren."""
-    if METASIREN not in ladder.found:
-        raise ValueError(
-            f"{ladder.root} has no complete run of MetaSiren on {ladder.images}: run "
-            "`python -m experiments.kodak_rd` first"
-        )
+    """The table, the rows of the rungs and the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     sides = _all_side_bytes(ladder, folder / "side_bytes.json")
     rungs = [row for name in RUNGS if name in ladder.found for row in ladder.found[name].rows]
@@ -491,9 +486,14 @@ class Options:
 
 def main(options: Options) -> Path:
     """Write the ladder of an image set; returns its folder."""
-    with common.one_sentence():
+    with common.exit_with_a_sentence():
         ladder = Ladder(options.root, options.images, options.runs)
-        folder = write(ladder, options.output / options.images.split(",")[0].replace(" ", "_"))
+        if METASIREN not in ladder.found:
+            raise ValueError(
+                f"{ladder.root} has no complete run of MetaSiren on {ladder.images}: run "
+                "`python -m experiments.kodak_rd` first"
+            )
+    folder = write(ladder, options.output / options.images.split(",")[0].replace(" ", "_"))
     print((folder / "table.md").read_text("utf-8"))
     return folder
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import tyro
 
-from experiments import common
+from experiments import coinpp, common
 from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, fit, results
-from inrjax.base import Base, load_base
+from inrjax.base import Base
 from inrjax.evaluate import evaluate
 from inrjax.init import packaged_init
 from inrjax.types import Codec, Image
@@ -84,17 +84,6 @@ def build_codecs(config: Config, bases: Sequence[Base]) -> list[Codec]:
     ]  # fmt: skip
     modulated = [codecs.ModulatedSiren(base, config.bits, config.inner_steps) for base in bases]
     return [*products, *modulated]
-
-
-def check_sizes(bases: Mapping[Path, Base]) -> None:
-    """ValueError if two have latents of one size, by which their files are told apart."""
-    seen: dict[int, Path] = {}
-    for path, base in bases.items():
-        other = seen.setdefault(base.latent_dim, path)
-        if other is not path:
-            raise ValueError(
-                f"{other} and {path} both have latents of {base.latent_dim}: name one of them"
-            )
 
 
 def note_of(base: Base) -> BaseNote:
@@ -171,9 +160,7 @@ def main(options: Options) -> Path:
             "error: no bases: learn some by `python -m experiments.coinpp train --set cid22`, "
             "and name their files by --bases"
         )
-    with common.one_sentence():
-        bases = [load_base(path) for path in options.bases]
-        check_sizes(dict(zip(options.bases, bases, strict=True)))
+    bases = coinpp.load_bases(options.bases)
     config = options.config
     return common.show(run(config, bases, _some(config, options), options.output))
 
@@ -184,8 +171,6 @@ def _some(config: Config, options: Options) -> dict[str, Image]:
 
 
 def _smoke_bases() -> list[Base]:
-    from experiments import coinpp
-
     with tempfile.TemporaryDirectory() as folder:
         return coinpp.train_all(coinpp.SMOKE, None, Path(folder))
 

@@ -104,7 +104,7 @@ def main(options: Options) -> Path:
         config, images = SMOKE, {name: image}
     else:
         config = options.config
-        with common.one_sentence():
+        with common.exit_with_a_sentence():
             count = len(datasets.cid22_train(options.data))
         step = max(1, count // config.num_images)
         chosen = slice(0, step * config.num_images, step)

@@ -1101,11 +1101,10 @@ def _is_made(entries: Set[ledger.Entry], settings: str, path: Path, target: Path
 
 def _settings(codec: InrCodec, target: Target | None) -> str:
     """All by which a picture's bytes become a file's, as a line of JSON with sorted keys."""
-    shared = ("init", "base")
     chosen = {
         field.name: repr(getattr(codec, field.name))
         for field in fields(codec)
-        if field.name not in shared
+        if field.name not in codecs.GIVEN
     }
     shared = codecs.shared_of(codec)
     if shared is not None:
@@ -1186,7 +1185,7 @@ def _batches(
             image = _read_image(path)
         if image is None:
             continue
-        # A fit holds every picture of a batch at the size of the largest.
+        # A fit of nets holds every picture of a batch at the size of the largest.
         largest = max(item.size for item in [*batch.values(), image]) // 3
         pixels = largest * (len(batch) + 1)
         if batch and (pixels > BATCH_PIXELS or len(batch) == BATCH_IMAGES):

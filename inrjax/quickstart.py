@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inrjax import datasets, metrics, plots, results
-from inrjax.codecs import Jpeg, decode_stream, shared_of
+from inrjax.codecs import GIVEN, Jpeg, decode_stream, shared_of
 from inrjax.evaluate import EvaluationError, Failure, evaluate, stream_path
 from inrjax.plots import Panel
 from inrjax.types import Codec, Image, OnProgress, RDPoint
@@ -96,7 +96,7 @@ def _claim(folder: Path, codecs: Sequence[Codec]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recorded = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        if not isinstance(recorded, dict):
+        if not (isinstance(recorded, dict) and all(isinstance(v, dict) for v in recorded.values())):
             raise ValueError("it holds no fields")
     except OSError as error:
         raise ValueError(
@@ -105,10 +105,12 @@ def _claim(folder: Path, codecs: Sequence[Codec]) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): choose another folder") from error
     for key, values in given.items():
-        if recorded.get(key, values) != values:
+        earlier = recorded.get(key, values)
+        if earlier != values:
+            others = [name for name in values if earlier.get(name) != values[name]]
             raise ValueError(
-                f"{folder} holds {key} measured with other options: choose another folder, or "
-                "delete that one"
+                f"{folder} holds {key} measured with other options ({', '.join(others)}): choose "
+                "another folder, or delete that one"
             )
     results.write_json(path, recorded | given)
 
@@ -117,9 +119,8 @@ def _fields(codec: Codec) -> dict[str, Any]:
     """The fields of a codec by name; the init or base that its files need by its digest."""
     values = {field.name: getattr(codec, field.name) for field in fields(codec)}  # pyright: ignore
     shared = shared_of(codec)
-    for name in ("init", "base"):
-        if name in values and shared is not None:
-            values[name] = shared.digest.hex()
+    if shared is not None:
+        values |= {name: shared.digest.hex() for name in GIVEN if name in values}
     plain = (bool, int, float, str, type(None))
     return {name: v if isinstance(v, plain) else repr(v) for name, v in values.items()}
 

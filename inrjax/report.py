@@ -292,7 +292,7 @@ def _shared_bytes(
         decoder = decoders[row.codec]
         if getattr(decoder, "suffix", None) != ".inr":
             continue
-        given = getattr(decoder, "init", None) or getattr(decoder, "base", None)
+        given = codecs.shared_of(decoder)
         try:
             needed = codecs.describe(_read_stream(folder, row, decoders), given).init_digest
         except BitstreamError:  # said where its picture is decoded
@@ -461,7 +461,7 @@ _HEADER = (
 
 
 def _line(item: Summary, shared_bytes: Mapping[tuple[str, str], int]) -> list[_Cell]:
-    """A line of the table of means, as long as the header is where any init is known."""
+    """A line of the table of means, as long as the header is where any shared bytes are known."""
     cells = [
         _Cell(item.codec, item.codec),
         _Cell(item.setting, item.setting),

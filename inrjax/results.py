@@ -147,10 +147,11 @@ def provenance(device: str | None = None) -> dict[str, Any]:
 
 
 def note_provenance(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a `provenance` to the list in the folder's provenance.json: a resumed run has several."""
+    """Add a `provenance` to the list in the folder's provenance.json: a resumed run has several; of
+    what holds a single one, as runs that are not resumed do, it makes a list."""
     path = folder / "provenance.json"
     earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
-    write_json(path, [*earlier, record])
+    write_json(path, [*(earlier if isinstance(earlier, list) else [earlier]), record])
 
 
 def jax_device() -> str:

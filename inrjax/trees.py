@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-MAX_FILE_BYTES = 1 << 26
+MAX_NPZ_BYTES = 1 << 26
 """Bytes of an npz file that `read_npz_file` takes, at most."""
 
-MAX_CONTENT_BYTES = 1 << 28
+MAX_NPZ_CONTENT_BYTES = 1 << 28
 """What such a file may unpack to: a small one can claim terabytes."""
 
 
@@ -103,12 +103,13 @@ def from_npz(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the path -> array pairs of `to_npz`; the bytes need not be trusted.
 
     Raises:
-      ValueError: they unpack to more than `MAX_CONTENT_BYTES`, or to numbers that are not finite.
+      ValueError: they unpack to more than `MAX_NPZ_CONTENT_BYTES`, or hold numbers that are not
+        finite.
       Exception: nearly any, of a damaged archive.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > MAX_CONTENT_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_CONTENT_BYTES} bytes")
+        if sum(member.file_size for member in archive.infolist()) > MAX_NPZ_CONTENT_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_NPZ_CONTENT_BYTES} bytes")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         header = json.loads(str(arrays["header"]))
         pairs = {name: arrays[name] for name in arrays.files if name != "header"}
@@ -125,8 +126,8 @@ def read_npz_file(path: Path, what: str, maker: str) -> bytes:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file: name {what} that `{maker}` wrote")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path} is not {what}: it is larger than {MAX_FILE_BYTES} bytes")
+    if path.stat().st_size > MAX_NPZ_BYTES:
+        raise ValueError(f"{path} is not {what}: it is larger than {MAX_NPZ_BYTES} bytes")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -41,6 +41,7 @@ from inrjax.codecs import (
     WebP,
     decode_stream,
     describe,
+    shared_of,
 )
 from inrjax.grids import GridBase, save_grid_base
 from inrjax.init import Init, flat_init, packaged_widths, save_init
@@ -333,6 +334,19 @@ def test_every_flipped_byte_is_detected(name):
         for decode in (lambda data: codec.decode([data]), decode_stream):
             with pytest.raises(BitstreamError):
                 decode(bytes(damaged))
+
+
+@every_inr
+def test_a_file_names_what_its_codec_shares(name):
+    codec, _ = TABLE[name]
+    shared = shared_of(codec)
+    for stream in encoded(name).values():
+        named = describe(stream, init_of(name)).init_digest
+        if shared is None:
+            assert named is None
+        else:
+            assert named and shared.digest.hex().startswith(named)
+            assert shared.shared_bytes > 0
 
 
 @every_inr

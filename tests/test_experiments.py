@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ coinpp.train(coinpp.SMOKE.training, "smoke", None, Path({str(tmp_path / "base.np
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with pytest.raises(ValueError, match="another base"):
+    with pytest.raises(SystemExit, match="another base"):
         from experiments import coinpp
 
         coinpp.train(
@@ -729,29 +730,34 @@ def test_other_rungs_names_a_base_that_is_missing_or_damaged(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_other_rungs_tells_bases_apart_by_the_size_of_their_latents(tmp_path: Path) -> None:
-    from experiments import other_rungs
+def test_bases_are_told_apart_by_the_size_of_their_latents(tmp_path: Path) -> None:
+    from experiments import coinpp, other_rungs
     from inrjax.base import save_base
 
-    paths = [tmp_path / f"{name}.npz" for name in "ab"]
-    for seed, path in enumerate(paths):
+    first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+    for seed, path in enumerate((first, second)):
         save_base(path, tiny_base(seed=seed))
-    with pytest.raises(SystemExit, match=r"a\.npz and .*b\.npz both have latents of 12"):
-        other_rungs.main(other_rungs.Options(bases=tuple(paths), output=tmp_path / "out"))
+    for bases, said in (((first, second), r"a\.npz and .*b"), ((first, first), r"a\.npz and .*a")):
+        with pytest.raises(SystemExit, match=rf"{said}\.npz both have latents of 12"):
+            other_rungs.main(other_rungs.Options(bases=bases, output=tmp_path / "out"))
+        with pytest.raises(SystemExit, match="both have latents of 12"):
+            named = map(str, bases)
+            coinpp.main(["measure", "--bases", *named, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["kodak", "cid22-held-back", "clic2025"])
-def test_a_folder_without_the_pictures_is_one_sentence(name: Any, tmp_path: Path) -> None:
-    options = common.Options(data=tmp_path / "none")
-    for read in (
-        lambda: common.named(name, options.data),
-        lambda: common.pictures(options, slice(1)),
-        lambda: common.training(options),
-    ):
-        with pytest.raises(SystemExit, match=r"^error: .*none") as caught:
-            read()
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(partial(lambda name, o: common.named(name, o.data), name) for name in common.SETS),
+        lambda options: common.pictures(options, slice(1)),
+        common.training,
+    ],
+)
+def test_a_folder_without_the_pictures_is_one_sentence(read: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*none") as caught:
+        read(common.Options(data=tmp_path / "none"))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_low_rank_deltas_are_coded_by_is_learned_once(
@@ -779,6 +785,14 @@ def test_coinpp_measures_nothing_under_a_damaged_base(tmp_path: Path) -> None:
     damaged.write_bytes(b"no base")
     with pytest.raises(SystemExit, match=r"damaged\.npz is damaged"):
         coinpp.main(["measure", "--bases", str(damaged), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_coinpp_measures_nothing_without_its_pictures(tmp_path: Path) -> None:
+    from experiments import coinpp
+
+    with pytest.raises(SystemExit, match="none is not a folder"):
+        coinpp.measure(coinpp.Config(), [tiny_base()], tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

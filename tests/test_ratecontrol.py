@@ -219,7 +219,7 @@ def test_less_than_the_smallest_width_gives_is_reached_by_a_steep_slope() -> Non
 
 @dataclass(frozen=True, eq=False)
 class WithInit(FakeCodec):
-    """Of an init whose width is not in the model; notes the width of every fit."""
+    """Of files as those of width 32, whatever its own; notes the width of every fit."""
 
     def fit(self, images, on_progress=None):
         self.spent.append(self.width)
@@ -234,13 +234,10 @@ class WithInit(FakeCodec):
 
 @pytest.mark.parametrize("width", [40, 64])
 @pytest.mark.parametrize("target", [TargetBpp(metrics.bpp(3500, HEIGHT, WIDTH)), TargetPsnr(20.8)])
-def test_a_codec_with_an_init_keeps_its_width(width: int, target: Any) -> None:
-    free: list[int] = []
-    encode(target, FakeCodec(spent=free))
-    own: list[int] = []
-    codec = WithInit(width=width, init=object(), spent=own)
-    assert target.is_met(encode(target, codec))
-    assert set(own) == {width}
+def test_a_codec_with_an_init_keeps_its_width_in_the_model_or_not(width: int, target: Any) -> None:
+    fitted: list[int] = []
+    encode(target, WithInit(width=width, init=object(), spent=fitted))
+    assert set(fitted) == {width}
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,16 +257,13 @@ def test_a_picture_that_every_net_shows_perfectly_has_no_lower_quality() -> None
 
 
 @settings(deadline=None)
-@given(up_to=st.floats(0.02, 1.2), wanted=st.floats(17, 24))
+@given(up_to=st.floats(0.02, 1.0), wanted=st.floats(17, 24))
 @example(up_to=0.82, wanted=19.9)
-def test_a_picture_that_some_slopes_show_perfectly_is_searched_as_others(
-    up_to: float, wanted: float
-) -> None:
-    target = TargetPsnr(wanted)
-    try:
-        assert target.is_met(encode(target, Perfect(up_to=up_to)))
-    except UnreachableError as error:  # perfect there, and worse than wanted beside it
-        assert not target.is_met(error.nearest)
+def test_a_quality_below_perfect_slopes_is_reached(up_to: float, wanted: float) -> None:
+    # Refined files of a width at the slopes that are searched, and show less than all.
+    best, worst = (0.05 - 0.52 * math.log2(slope / 0.3) for slope in (up_to, 1.2))
+    assume(any(row.psnr + worst <= wanted < row.psnr + best for row in MODEL.values()))
+    assert abs(encode(TargetPsnr(wanted), Perfect(up_to=up_to)).psnr - wanted) <= 0.1
 
 
 def test_a_slope_of_0_is_a_place_to_start_from() -> None:

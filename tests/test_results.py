@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,6 +262,16 @@ def test_provenance_says_what_it_should_and_nothing_private():
     assert str(ROOT) not in text and str(Path.home()) not in text
     for private in (platform.node(), getpass.getuser()):
         assert private not in [value for value in found.values() if isinstance(value, str)]
+
+
+@pytest.mark.parametrize("earlier", [None, {"date": "1"}, [{"date": "0"}, {"date": "1"}]])
+def test_a_provenance_is_added_to_what_is_noted(earlier: Any, tmp_path: Path) -> None:
+    if earlier is not None:
+        results.write_json(tmp_path / "provenance.json", earlier)
+    results.note_provenance(tmp_path, {"date": "2"})
+    noted = json.loads((tmp_path / "provenance.json").read_text())
+    before = [] if earlier is None else earlier if isinstance(earlier, list) else [earlier]
+    assert noted == [*before, {"date": "2"}]
 
 
 def test_provenance_imports_no_jax():

@@ -216,6 +216,6 @@ def test_a_file_that_cannot_be_one_is_named_with_its_maker(tmp_path):
     with pytest.raises(ValueError, match=r"none is not a file: name a tree that `its maker` wrote"):
         trees.read_npz_file(tmp_path / "none", "a tree", "its maker")
     with open(tmp_path / "large", "wb") as file:
-        file.truncate(trees.MAX_FILE_BYTES + 1)
+        file.truncate(trees.MAX_NPZ_BYTES + 1)
     with pytest.raises(ValueError, match="large is not a tree: it is larger"):
         trees.read_npz_file(tmp_path / "large", "a tree", "its maker")

@@ -37,6 +37,7 @@ __all__ = [
     "BY_NAME",
     "BY_TAG",
     "DEFAULT_MAX_PIXELS",
+    "GIVEN",
     "Avif",
     "Coin",
     "Description",
@@ -67,6 +68,7 @@ __all__ = [
     "modern",
     "modulated",
     "product",
+    "shared_of",
     "strumpler",
     "vvc",
 ]
@@ -116,6 +118,9 @@ not installed. Decoding needs no setting: any one reads the streams of all."""
 Shared = Init | Base | GridBase
 """What an encoder may have been given beside the picture, and its decoder needs."""
 
+GIVEN = ("init", "base")
+"""The fields of codecs that it is given by; None there stands for a packaged one."""
+
 _WITH_INIT: tuple[type[Any], ...] = (MetaSiren, StrumplerMeta, ProductSiren)
 
 
@@ -155,8 +160,9 @@ def _with_shared(codec: Callable[[], Codec], shared: Shared | None) -> Any:
 
 
 def shared_of(codec: Codec) -> Shared | None:
-    """What decoders of a codec's files have beside them; None if they need nothing."""
-    return getattr(codec, "shared", None)
+    """What decoders of a codec's files have beside them, its ``shared``; None for a codec that has
+    no such thing, whose decoders need nothing."""
+    return codec.shared if hasattr(type(codec), "shared") else None  # pyright: ignore
 
 
 def load_shared(path: str | PathLike[str]) -> Shared:

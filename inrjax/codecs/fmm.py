@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,6 +99,11 @@ class FmmInside:
     def suffix(self) -> str:
         """The inner codec's."""
         return getattr(self.codec, "suffix", ".bin")
+
+    @property
+    def shared(self) -> Any:
+        """The inner codec's."""
+        return getattr(self.codec, "shared", None)
 
     def encode(self, images: Sequence[Image], on_progress: OnProgress | None = None) -> list[bytes]:
         """One file of the inner codec for each uint8 (height, width, 3) image.
