@@ -82,12 +82,13 @@ def training_patches(name: str, data: Path | None, patch: int) -> tuple[np.ndarr
     """uint8 (n, patch, patch, 3) patches of a training set, and its licence."""
     if name == "smoke":
         return _cut_all(list(datasets.packaged().values())[:1], patch)[:8], "of scikit-image"
-    if name not in SETS:
-        raise ValueError(f"got the training set {name!r}, expected one of {', '.join(SETS)}")
+    with common.exit_with_a_sentence():
+        if name not in SETS:
+            raise ValueError(f"got the training set {name!r}, expected one of {', '.join(SETS)}")
+        if name != "cid22" and patch != 32:
+            raise ValueError(f"got patches of {patch}, expected 32 for CIFAR-10")
     parts, licences = [], []
     if name != "cid22":
-        if patch != 32:
-            raise SystemExit(f"error: got patches of {patch}, expected 32 for CIFAR-10")
         parts.append(_cifar(data, "train_5x1000.npz"))
         licences.append("CIFAR-10: not stated")
     if name != "cifar":
