@@ -150,7 +150,13 @@ def make_small(config: Config) -> None:
         "jpeg": lambda _: [codecs.Jpeg(q, optimize=False) for q in (30, 60, 90)],
     }
     metatrain.MetaTrainConfig = partial(  # pyright: ignore[reportAttributeAccessIssue]
-        metatrain.MetaTrainConfig, points=64, prior_images=2, prior_steps=config.prior_steps
+        metatrain.MetaTrainConfig,
+        points=64,
+        prior_images=2,
+        prior_steps=config.prior_steps,
+        rounds=2,
+        round_images=2,
+        round_steps=config.prior_steps,
     )
 
 
@@ -162,6 +168,7 @@ PHASES: Mapping[tuple[str, str], str] = {
     ("checkpoint.py", "save"): "saves a checkpoint",
     ("checkpoint.py", "restore"): "reads a checkpoint",
     ("metatrain.py", "learn_prior"): "fits for the prior",
+    ("metatrain.py", "refine_prior"): "fits for the prior",
     ("metatrain.py", "meta_train"): "meta-trains",
     ("fit.py", "fit_batch"): "fits",
     ("inr.py", "pack"): "codes and decodes",

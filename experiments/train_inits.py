@@ -17,12 +17,15 @@ from pathlib import Path
 
 from experiments import common
 from inrjax import datasets, fit, metatrain
-from inrjax.init import Init, digest_name, load_init, save_init
+from inrjax.init import Init, digest_name, find_init, load_init, save_init
 
 LICENCE = (
     "Learned from Cloudinary CID22 (CC BY-SA 4.0, https://cloudinary.com/labs/cid22); "
     "released under the same licence"
 )
+
+ROUNDS = ("rounds", "round_images", "round_steps")
+"""Options of `inrjax.metatrain.refine_prior`."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,22 @@ class Config:
     """Widths to learn, and how long; the rest is `metatrain.MetaTrainConfig`'s defaults."""
 
     widths: tuple[int, ...] = (24, 32, 48, 64, 80, 104)
+    depth: int = metatrain.MetaTrainConfig.depth
     w0: float = metatrain.MetaTrainConfig.w0
     """See `metatrain.MetaTrainConfig`. From width 80 on, 15 is at the edge: 12 is safe there."""
     num_frequencies: int = metatrain.MetaTrainConfig.num_frequencies
     ratio: float = metatrain.MetaTrainConfig.ratio
+    start: str = ""
+    """Digest of an init of one width that rounds begin with, in place of MAML; "": MAML."""
     by_digest: bool = False
     """Name the file by its digest, too: for a codec that names its inits, not for `MetaSiren`."""
     num_steps: int = 2000
     """Outer steps of MAML at each width."""
     prior_images: int = 8
     prior_steps: int = 3000
+    rounds: int = metatrain.MetaTrainConfig.rounds
+    round_images: int = metatrain.MetaTrainConfig.round_images
+    round_steps: int = metatrain.MetaTrainConfig.round_steps
     points: int = 4096
     max_images: int = 143
     seed: int = 0
@@ -54,12 +63,16 @@ def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> l
 def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path) -> Path:
     training = metatrain.MetaTrainConfig(
         width=width,
+        depth=config.depth,
         w0=config.w0,
         num_frequencies=config.num_frequencies,
         ratio=config.ratio,
         num_steps=config.num_steps,
         prior_images=config.prior_images,
         prior_steps=config.prior_steps,
+        rounds=config.rounds,
+        round_images=config.round_images,
+        round_steps=config.round_steps,
         points=config.points,
         seed=config.seed,
     )
@@ -69,7 +82,10 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         "licence": LICENCE,
     }
     folder = checkpoints / f"w{width:03d}"
-    init = metatrain.train_init(training, pictures, folder, _progress(width), info)
+    if config.start:
+        init = _go_on(config, training, pictures, folder, info)
+    else:
+        init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     if config.by_digest:
         path = output / digest_name(init)
     else:
@@ -82,11 +98,24 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     return path
 
 
+def _go_on(
+    config: Config, training: metatrain.MetaTrainConfig, pictures, folder: Path, info: dict
+) -> Init:
+    start = find_init(bytes.fromhex(config.start))
+    if start is None or start.net != training.net():
+        raise SystemExit(f"error: there is no packaged init {config.start} of {training.net()}")
+    init = metatrain.refine_prior(
+        training, start, pictures, folder / metatrain.ROUNDS, _progress(training.width)
+    )
+    rounds = {name: getattr(training, name) for name in ROUNDS}
+    return replace(init, info=dict(start.info) | {"rounds": rounds | info})
+
+
 def _command(config: Config) -> str:
     """What makes these inits, with every option: defaults change."""
     words = ["python -m experiments.train_inits"]
     for name, value in vars(config).items():
-        if value is not False:
+        if value is not False and value != "":
             values = () if value is True else value if isinstance(value, tuple) else (value,)
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return " ".join(words)
@@ -112,11 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--data", type=Path, help="the folder that holds cid22/")
     parser.add_argument("--widths", type=int, nargs="+", default=default.widths)
     counts = ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed")
-    for name in (*counts, "num_frequencies", "w0", "ratio"):
+    for name in (*counts, *ROUNDS, "depth", "num_frequencies", "w0", "ratio"):
         kind = type(getattr(default, name))
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(default, name)
         )
+    parser.add_argument("--start", default="", help="digest of a packaged init to go on from")
     parser.add_argument("--by-digest", action="store_true", help="for a codec that names its init")
     parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/train_inits"))

@@ -1,5 +1,5 @@
 """Learning an init for MetaSiren: MAML, or another method of meta-learning, over photographs, then
-the prior of fitted params."""
+the prior of fitted params, its scales alone or its mean with them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class MetaTrainConfig:
       learning_rate: outer Adam's, decaying to 0 by cosine; that of the inner rates is
         ``rate_learning_rate``, and they start at ``inner_rate``.
       bias_scale: of the random init's biases. Small ones fit as well and code shorter.
-      prior_images, prior_steps: fits that the prior is estimated from.
-      slope: of those fits, see `overfit.RatePlan`.
+      prior_images, prior_steps: fits that the prior's first scales are estimated from.
+      rounds, round_images, round_steps: of `refine_prior`, the fits of each round; 0 rounds: none.
+      slope: of all those fits, see `overfit.RatePlan`.
       seed: of everything.
     """
 
@@ -57,13 +58,17 @@ class MetaTrainConfig:
     bias_scale: float = 0.3
     prior_images: int = 8
     prior_steps: int = 3000
+    rounds: int = 3
+    round_images: int = 48
+    round_steps: int = 1500
     slope: float = 0.3
     seed: int = 0
 
     def __post_init__(self):
         counts = (self.width, self.num_steps, self.inner_steps, self.tasks_per_step, self.points)
-        if min(*counts, self.prior_images, self.prior_steps) < 1:
-            raise ValueError(f"got {self}, expected counts of at least 1")
+        fits = (self.prior_images, self.prior_steps, self.round_images, self.round_steps)
+        if min(*counts, *fits) < 1 or self.rounds < 0:
+            raise ValueError(f"got {self}, expected counts of at least 1, and 0 rounds or more")
         self.net()  # refuses what is out of range
 
     def net(self) -> Siren:
@@ -207,11 +212,12 @@ def train_init(
     on_progress: OnProgress | None = None,
     info: dict[str, Any] | None = None,
 ) -> Init:
-    """Learn the init and the prior of a width from photographs (uint8 (height, width, 3)).
+    """Learn the init and the prior of a width from photographs (uint8 (height, width, 3)): MAML,
+    then `learn_prior`, then `refine_prior`.
 
     Args:
-      folder: where checkpoints of MAML go, and come from if there are any: a run that was
-        stopped goes on and ends with the same init. None for none.
+      folder: where checkpoints of MAML and of the rounds go, and come from if there are any: a run
+        that was stopped goes on and ends with the same init. None for none.
       info: more to note in the init (command, licence of the data).
 
     Raises:
@@ -220,8 +226,13 @@ def train_init(
     method = Maml(
         config.inner_rate, config.learning_rate, config.rate_learning_rate, config.first_order
     )
-    start = meta_train(config, method, images, folder, _first_half(on_progress))
-    learned = learn_prior(config, start, images, _second_half(on_progress))
+    parts = 2 + config.rounds
+    start = meta_train(config, method, images, folder, _part(on_progress, 0, parts))
+    learned = learn_prior(config, start, images, _part(on_progress, 1, parts))
+    if config.rounds:
+        learned = refine_prior(
+            config, learned, images, folder and folder / ROUNDS, _part(on_progress, 2, parts, parts)
+        )
     return replace(learned, info=dict(start.info) | (info or {}))
 
 
@@ -412,46 +423,142 @@ def learn_prior(
 ) -> Init:
     """The init with its envelope estimated anew, from fits to up to ``config.prior_images`` images.
 
-    One Laplace scale, in quarter octaves, for each column of the first layer (they fall steeply
-    with the frequency), one for each other tensor (whose rows and columns are alike: finer scales
-    gained nothing on held-back images).
+    One Laplace scale, in quarter octaves, for each column of the first layer, one for each other
+    tensor: from so few fits, finer scales gained nothing on held-back images.
 
     Raises:
       ValueError: every fit diverged.
     """
     chosen = [images[i] for i in _spread(len(images), config.prior_images)]
-    fits = [
-        dict(trees.leaves(learned["net"]))
-        for learned in _fit_prior(config, init, chosen, on_progress)
-    ]
+    fits = _prior_fits(config, init, chosen, config.prior_steps, on_progress)
     envelope = {}
     for path, mean in trees.leaves(init.mean()):
         # The maximum-likelihood scale of a Laplace distribution is the mean distance from its mean.
-        distance = np.abs(np.stack([fitted[path] for fitted in fits]) - mean)
-        by_column = path.startswith("layer_00/") and mean.ndim == 2
-        axes = (0, 1) if by_column else tuple(range(distance.ndim))
-        scale = distance.mean(axes, keepdims=True)[0]
-        envelope[path] = np.clip(np.rint(4 * np.log2(scale + 1e-12)), -127, 127).astype(np.int8)
+        distance = np.abs(fits[path] - mean)
+        envelope[path] = _level(distance.mean(_group(path, distance), keepdims=True)[0])
     return replace(init, envelope=trees.from_leaves(envelope))
 
 
-def _fit_prior(
-    config: MetaTrainConfig, init: Init, images: Sequence[Image], on_progress: OnProgress | None
-) -> list[Any]:
+ROUNDS = "rounds"
+"""The folder of `refine_prior`'s checkpoints in that of `train_init`'s."""
+
+_PRIOR_FITS = 16
+"""As many fits as the scale of a param's group counts for beside the param's own distances."""
+
+
+def refine_prior(
+    config: MetaTrainConfig,
+    init: Init,
+    images: Sequence[Image],
+    folder: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Init:
+    """The init with the prior's mean and scales learned by rounds of long fits, all of the file.
+
+    In each of ``config.rounds`` the codec's fit, which sees distortion and rate under the prior as
+    it is, is run on ``config.round_images`` images, other ones in each round while there are any;
+    then the mean, where fits start as well, becomes that of the fitted params, and the scale of
+    each param its mean distance from there, drawn to that of its group (`learn_prior`). This is how
+    COMBINER learns its prior (Guo et al. 2023, arXiv:2305.19185), with Laplace distributions and
+    points in place of Gaussians and posteriors; of the mean alone it is Reptile (Nichol et al.
+    2018) with whole fits inside and a step of 1. ``folder`` has a checkpoint of each round, and is
+    as in `train_init`.
+
+    Raises:
+      ValueError: every fit of a round diverged, or checkpoints of another run.
+    """
+    inputs = {
+        "config": asdict(config), "init": init.digest.hex(), "data_sha256": _data_digest(images)
+    }  # fmt: skip
+    state = {"params": init.params, "envelope": _full_levels(init)}
+    done = 0
+    if folder is not None and (restored := checkpoint.restore(folder, state, inputs)):
+        state, done = restored
+    for i in range(done, config.rounds):
+        found = _round(config, _with(init, state), images, i, _part(on_progress, i, config.rounds))
+        state = {"params": found.params, "envelope": found.envelope}
+        if folder is not None:
+            checkpoint.save(folder, i + 1, state, inputs)
+    if on_progress is not None:
+        on_progress(config.rounds, config.rounds)
+    return _with(init, state)
+
+
+def _full_levels(init: Init) -> dict[str, Any]:
+    return trees.from_leaves({p: level.astype(np.int8) for p, level in init.levels().items()})
+
+
+def _with(init: Init, state: Params) -> Init:
+    """The init with a round's params, all of them the prior's mean, and envelope."""
+    params, envelope = (
+        {path: np.asarray(leaf) for path, leaf in trees.leaves(state[name])}
+        for name in ("params", "envelope")
+    )
+    keep = {path: np.float32(1) for path in params}
+    return replace(
+        init, params=trees.from_leaves(params), keep=trees.from_leaves(keep),
+        envelope=trees.from_leaves(envelope),
+    )  # fmt: skip
+
+
+def _round(
+    config: MetaTrainConfig,
+    init: Init,
+    images: Sequence[Image],
+    index: int,
+    on_progress: OnProgress | None,
+) -> Init:
+    order = np.random.default_rng(config.seed).permutation(len(images))
+    count = min(config.round_images, len(images))
+    chosen = [images[order[(index * count + i) % len(images)]] for i in range(count)]
+    fits = _prior_fits(config, init, chosen, config.round_steps, on_progress)
+    params, envelope = {}, {}
+    for path, fitted in fits.items():
+        # Distances are from the mean as it is stored: what files will be coded by.
+        params[path] = fitted.mean(axis=0).astype(np.float16)
+        distance = np.abs(fitted - params[path].astype(np.float32))
+        own, group = distance.mean(axis=0), distance.mean(_group(path, distance), keepdims=True)[0]
+        scale = (len(fitted) * own + _PRIOR_FITS * group) / (len(fitted) + _PRIOR_FITS)
+        envelope[path] = _level(scale)
+    return _with(
+        init, {"params": trees.from_leaves(params), "envelope": trees.from_leaves(envelope)}
+    )
+
+
+def _group(path: str, distance: np.ndarray) -> tuple[int, ...]:
+    """The axes of (fits, *shape) over which params are alike: all, but columns of the first layer,
+    whose scales fall steeply with the frequency."""
+    by_column = path.startswith("layer_00/") and distance.ndim == 3
+    return (0, 1) if by_column else tuple(range(distance.ndim))
+
+
+def _level(scale: np.ndarray) -> np.ndarray:
+    """The nearest quarter octave."""
+    return np.clip(np.rint(4 * np.log2(scale + 1e-12)), -127, 127).astype(np.int8)
+
+
+def _prior_fits(
+    config: MetaTrainConfig,
+    init: Init,
+    images: Sequence[Image],
+    num_steps: int,
+    on_progress: OnProgress | None,
+) -> dict[str, np.ndarray]:
+    """Path -> the fitted params of the images whose fit is finite, (fits, *shape), float32."""
     sizes = [image.shape[0] * image.shape[1] for image in images]
     tiling = fit.tiling(min(sizes), overfit.POINTS_PER_STEP)
     num_tiles = fit.bucket(max(-(-size // tiling.tile) for size in sizes))
     points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
     plan = overfit.RatePlan(
-        init.net, optimizers.Muon(overfit.LEARNING_RATE), config.prior_steps,
-        tiling.tiles_per_step, max(1, config.prior_steps // 40),
+        init.net, optimizers.Muon(overfit.LEARNING_RATE), num_steps, tiling.tiles_per_step,
+        max(1, num_steps // 40),
     )  # fmt: skip
     shared = overfit.rate_shared(init, config.slope, config.seed)
     results = fit.fit_batch(plan, shared, points, on_progress)
-    fitted = [result.params for result in results if result.finite]
+    fitted = [dict(trees.leaves(result.params["net"])) for result in results if result.finite]
     if not fitted:
         raise ValueError("every fit of the prior diverged: the init is of no use")
-    return fitted
+    return {path: np.stack([one[path] for one in fitted]) for path in fitted[0]}
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -462,18 +569,13 @@ def _spread(count: int, most: int) -> list[int]:
 _PROGRESS_UNITS = 1000
 
 
-def _first_half(on_progress: OnProgress | None) -> OnProgress | None:
-    return _half(on_progress, 0)
-
-
-def _second_half(on_progress: OnProgress | None) -> OnProgress | None:
-    return _half(on_progress, _PROGRESS_UNITS)
-
-
-def _half(on_progress: OnProgress | None, start: int) -> OnProgress | None:
-    """One of two parts of the progress, each of `_PROGRESS_UNITS`."""
+def _part(
+    on_progress: OnProgress | None, index: int, parts: int, end: int | None = None
+) -> OnProgress | None:
+    """The progress from one of equal parts to before ``end``, that one by default."""
     if on_progress is None:
         return None
+    span = (end or index + 1) - index
     return lambda done, total: on_progress(
-        start + _PROGRESS_UNITS * done // total, 2 * _PROGRESS_UNITS
+        _PROGRESS_UNITS * index + _PROGRESS_UNITS * span * done // total, _PROGRESS_UNITS * parts
     )

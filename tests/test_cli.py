@@ -590,7 +590,8 @@ def train(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     short = partial(metatrain.MetaTrainConfig, points=16)
     monkeypatch.setattr(metatrain, "MetaTrainConfig", short)
-    monkeypatch.setattr(metatrain, "learn_prior", lambda _, init, *__: init)
+    for name in ("learn_prior", "refine_prior"):
+        monkeypatch.setattr(metatrain, name, lambda _, init, *__: init)
     Path("photos").mkdir()
     save("photos/a.png"), save("photos/b.png", seed=1)
     return partial(run, "meta-train", "--data", "photos", "--width", "4", "--steps", "2")

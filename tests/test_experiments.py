@@ -22,7 +22,7 @@ from conftest import photograph
 
 from experiments import common
 from inrjax import datasets, grids, results, trees
-from inrjax.init import packaged_init
+from inrjax.init import packaged_init, save_init
 from inrjax.types import RDPoint
 
 pytestmark = pytest.mark.unoptimized
@@ -487,7 +487,9 @@ def test_train_inits_smoke(
     from inrjax.nets.siren import Encoding
 
     monkeypatch.setenv("INRJAX_DATA", str(data_root))
-    options = "--widths 8 --num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 2"
+    options = "--num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 2"
+    rounds = "--rounds 1 --round-images 1 --round-steps 2"
+    options = f"--widths 8 {options} {rounds}"
     folders = ["--output", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
     [path] = train_inits.main([*options.split(), *folders])
     init = load_init(path)
@@ -505,6 +507,28 @@ def test_train_inits_smoke(
     folders[-1] = str(tmp_path / "again")
     module, *words = init.info["command"].removeprefix("python -m ").split()
     assert train_inits.__name__ == module and train_inits.main([*words, *folders]) == [named]
+
+
+def test_train_inits_goes_on_from_a_packaged_init(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments import train_inits
+    from inrjax.init import load_init
+
+    monkeypatch.setenv("INRJAX_DATA", str(data_root))
+    start = packaged_init(24)
+    folders = ["--output", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
+    rounds = "--rounds 1 --round-images 1 --round-steps 2"
+    words = f"--widths 24 --w0 {start.net.w0} --max-images 2 {rounds}"
+    options = [*words.split(), *folders, "--start"]
+    [path] = train_inits.main([*options, start.digest.hex()[:8]])
+    init = load_init(path)
+    assert init.digest != start.digest and init.net == start.net
+    assert init.info["rounds"]["round_steps"] == 2 and "--start" in init.info["rounds"]["command"]
+    assert init.info["config"] == start.info["config"]
+    for digest in ("00000000", packaged_init(32).digest.hex()[:8]):
+        with pytest.raises(SystemExit, match=f"no packaged init {digest}"):
+            train_inits.main([*options, digest])
 
 
 @pytest.mark.slow
@@ -638,6 +662,43 @@ def test_siren_choices_smoke(tmp_path: Path) -> None:
     # A choice among files has no worse a loss than the first of them, and needs all their seconds.
     seconds = {one["variant"]: float(one["encode s/image"]) for one in others}
     assert seconds["the best of 2 seeds"] > seconds["seed 1"]
+
+
+def test_init_choices_smoke(tmp_path: Path) -> None:
+    from experiments import init_choices
+    from inrjax.codecs import strumpler
+
+    path = tmp_path / "other.npz"
+    save_init(path, strumpler.learned_init(24))
+    options = init_choices.Options(output=tmp_path, smoke=True, inits=(path,))
+    folder = init_choices.main(options)
+    header, *lines = cells_of((folder / "table.md").read_text("utf-8"), "# Inits")
+    found = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [(one["width"], one["w0"]) for one in found] == [
+        ("24", "15"),
+        ("32", "15"),
+        ("24", "30"),
+    ]
+    assert [one["images"] for one in found] == ["", "", "1"]
+
+
+def test_an_init_stands_beside_the_curve_at_its_own_quality() -> None:
+    from experiments.init_choices import beside
+
+    curves = {"i": [(4.0, 34.0), (1.0, 30.0), (2.0, 32.0)], "other": [(1.0, 30.0)]}
+    row = point("meta-siren", "a")
+    cases = {(1.0, 30.0): 0, (3.0, 32.0): 50, (2.0, 33.0): 100 * (2 / 8**0.5 - 1), (8.0, 36.0): 0}
+    for (bpp, psnr), percent in cases.items():
+        assert beside(curves, [replace(row, bpp=bpp, psnr=psnr)]) == pytest.approx([percent])
+    assert beside(curves, [replace(row, image="other")]) == []
+
+
+def test_an_init_choice_without_an_init_is_a_sentence(tmp_path: Path) -> None:
+    from experiments import init_choices
+
+    for inits, sentence in (((), "--inits"), ((tmp_path / "none.npz",), "none.npz")):
+        with pytest.raises(SystemExit, match=sentence):
+            init_choices.main(init_choices.Options(output=tmp_path, inits=inits))
 
 
 def point(codec: str, setting: str) -> RDPoint:

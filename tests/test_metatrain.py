@@ -18,8 +18,11 @@ from inrjax.init import Init, load_init, save_init
 
 IMAGES = [photograph(24, 20), photograph(17, 31, seed=1), photograph(20, 24, seed=2)]
 CONFIG = metatrain.MetaTrainConfig(
-    width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4
-)
+    width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4, rounds=2,
+    round_images=2, round_steps=3,
+)  # fmt: skip
+PARTS = 2 + CONFIG.rounds
+"""Of the progress: MAML, the first prior, each round."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,7 @@ class Stop(Exception):
 
 
 def stop_at(step: int):
-    """Raise after an outer step of MAML, which is the first half of the progress."""
+    """Raise after an outer step of MAML, which is the first part of the progress."""
 
     def on_progress(done: int, total: int) -> None:
         if outer_step(done, total) == step:
@@ -51,7 +54,7 @@ def stop_at(step: int):
 
 
 def outer_step(done: int, total: int) -> float:
-    return done / (total / 2) * CONFIG.num_steps
+    return done / (total / PARTS) * CONFIG.num_steps
 
 
 def same(one: Init, other: Init) -> bool:
@@ -65,8 +68,8 @@ def test_the_init_is_whole(whole: Init, tmp_path: Path) -> None:
     assert whole.rates is not None
     assert {leaf.shape[0] for _, leaf in trees.leaves(whole.rates)} == {2}
     envelope = dict(trees.leaves(whole.envelope))
-    assert envelope["layer_00/weight"].shape == (1, 50)  # a scale for each column
-    assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
+    for path, leaf in trees.leaves(whole.params):
+        assert envelope[path].shape == leaf.shape
     assert whole.info["licence"] == "none"
     assert whole.info["num_images"] == 3
     assert whole.info["config"]["num_steps"] == 5
@@ -189,10 +192,91 @@ def test_meta_sgd_starts_with_one_rate_for_each_parameter() -> None:
     assert jax.tree.map(jnp.shape, state.rates) == {"layer": {"weight": (1, 3, 2), "bias": (1, 3)}}
 
 
-def test_train_init_is_maml_and_then_the_prior(whole: Init) -> None:
+def test_train_init_is_maml_then_the_prior_then_rounds(whole: Init) -> None:
     start = metatrain.meta_train(CONFIG, metatrain.Maml(), IMAGES)
-    assert trees.digest(start.params) == trees.digest(whole.params)
-    assert same(metatrain.learn_prior(CONFIG, start, IMAGES), whole)
+    learned = metatrain.learn_prior(CONFIG, start, IMAGES)
+    envelope = dict(trees.leaves(learned.envelope))
+    assert envelope["layer_00/weight"].shape == (1, 50)  # a scale for each column
+    assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
+    assert trees.digest(start.params) == trees.digest(learned.params)
+    assert same(metatrain.train_init(replace(CONFIG, rounds=0), IMAGES), learned)
+    assert same(metatrain.refine_prior(CONFIG, learned, IMAGES), whole)
+
+
+# ---------------------------------------------------------------------------- rounds
+
+
+@pytest.fixture(scope="module")
+def learned() -> Init:
+    """What rounds begin with."""
+    return metatrain.train_init(replace(CONFIG, rounds=0), IMAGES)
+
+
+def stop_after(rounds: int):
+    """Raise once so many rounds are done."""
+
+    def on_progress(done: int, total: int) -> None:
+        if done >= total * rounds / CONFIG.rounds:
+            raise Stop
+
+    return on_progress
+
+
+def test_rounds_resume(learned: Init, whole: Init, tmp_path: Path) -> None:
+    config = CONFIG
+    with pytest.raises(Stop):
+        metatrain.refine_prior(config, learned, IMAGES, tmp_path, stop_after(1))
+    assert not any(path.name.isdecimal() for path in tmp_path.glob("*"))
+    with pytest.raises(Stop):  # in the second: the first is kept
+        metatrain.refine_prior(config, learned, IMAGES, tmp_path, stop_after(1.1))
+    assert [path.name for path in tmp_path.glob("*")] == ["1"]
+    seen: list[float] = []
+    again = metatrain.refine_prior(
+        config, learned, IMAGES, tmp_path, lambda done, total: seen.append(done / total)
+    )
+    assert seen[0] >= 0.5 and same(again, whole)
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.refine_prior(replace(config, round_steps=4), learned, IMAGES, tmp_path)
+    with pytest.raises(ValueError, match="another run"):
+        metatrain.refine_prior(config, whole, IMAGES, tmp_path)
+
+
+def test_a_round_moves_the_mean_to_that_of_the_fits_and_scales_to_their_distance(
+    learned: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    spreads = {p: np.exp(rng.normal(0, 1, np.shape(x))) for p, x in trees.leaves(learned.params)}
+
+    def fits(config, init, images, num_steps, on_progress):
+        signs = rng.choice([-1.0, 1.0], 400)
+        return {path: 3 + np.multiply.outer(signs, spread) for path, spread in spreads.items()}
+
+    monkeypatch.setattr(metatrain, "_prior_fits", fits)
+    found = metatrain.refine_prior(replace(CONFIG, rounds=1), learned, IMAGES)
+    levels = found.levels()
+    for path, mean in trees.leaves(found.mean()):
+        spread = spreads[path]
+        assert (np.abs(mean - 3) < 0.2 * spread + 1e-2).all()
+        # The columns of the first layer are groups, other tensors are one each.
+        group = spread.mean(0, keepdims=True) if path == "layer_00/weight" else spread.mean()
+        wanted = (400 * spread + 16 * group) / 416
+        assert np.abs(levels[path] - 4 * np.log2(wanted)).max() < 0.6  # half a quarter octave
+
+
+def test_rounds_see_other_images_while_there_are_any(
+    learned: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def fits(config, init, images, num_steps, on_progress):
+        seen.extend(next(i for i, one in enumerate(IMAGES) if one is image) for image in images)
+        return {path: np.asarray(x, np.float32)[None] for path, x in trees.leaves(init.params)}
+
+    monkeypatch.setattr(metatrain, "_prior_fits", fits)
+    found = metatrain.refine_prior(replace(CONFIG, rounds=3), learned, IMAGES)
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2] and len(set(seen[:3])) == 3
+    # Where every fit is the init itself, the mean stays.
+    assert trees.digest(found.params) == trees.digest(learned.params)
 
 
 # ---------------------------------------------------------------------------- tasks
