@@ -69,7 +69,7 @@ def pipeline() -> Figure:
         box(0.2 + 3.85 * i, 0.2, text, "#DDF1E7" if i not in (0, 4) else "#F3F3F3")
         if i:
             arrow(0.2 + 3.85 * i - 0.12, 0.85, 0.2 + 3.85 * i - 0.62, 0.85)
-    box(5.0, 2.05, "init: params, inner rates; prior: a scale for each column", "#FBE6D8", 9.0)
+    box(5.0, 2.05, "init: params, inner rates; prior: a scale for each of them", "#FBE6D8", 9.0)
     for x in (5.6, 9.5, 13.4):
         arrow(x, 3.43, x, 3.78)
     for x in (9.5, 13.4):
@@ -163,7 +163,7 @@ def prior() -> Figure:
             net = packaged_init(width).net
             assert net.encoding is not None
             count, ratio = net.encoding.num_frequencies, net.encoding.ratio
-            levels = np.asarray(packaged_init(width).envelope["layer_00"]["weight"])[0]
+            levels = packaged_init(width).levels()["layer_00/weight"].mean(axis=0)
             # Features: y, x, the sines (y and x alternate), the cosines.
             first = 2 + (2 * count if part == "cosine" else 0)
             scales = 2.0 ** (levels[first : first + 2 * count].reshape(count, 2).mean(1) / 4)

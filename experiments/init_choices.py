@@ -113,12 +113,12 @@ def table(config: Config, measured: Sequence[tuple[Init, Sequence[RDPoint]]]) ->
         cells = [f"{means.num_bytes:.0f}", f"{means.bpp:.4f}", f"{means.psnr:.2f}"]
         lines.append([*_about(init), *cells, *(("packaged", "") if own else _beside(curves, rows))])
     header = [
-        "width", "w0", "frequencies", "outer steps", "digest", "bytes", "bpp", "PSNR dB",
+        "width", "w0", "frequencies", "outer steps", "rounds", "digest", "bytes", "bpp", "PSNR dB",
         "bytes beside the packaged inits' curve, % (95 % interval)", "images",
     ]  # fmt: skip
     searched = f", {config.search_steps} of a search" if config.search_steps else ""
     title = (
-        f"# Inits of MetaSiren, {config.num_steps} steps{searched}, {config.num_images} images "
+        f"# Inits of MetaSiren, {config.num_steps} steps{searched}, {len(measured[0][1])} images "
         f"({config.images}), seed {config.seed}"
     )
     return f"{title}\n\n{markdown(header, lines)}\n"
@@ -127,8 +127,17 @@ def table(config: Config, measured: Sequence[tuple[Init, Sequence[RDPoint]]]) ->
 def _about(init: Init) -> list[str]:
     net, encoding = init.net, init.net.encoding
     frequencies = f"{encoding.num_frequencies}, ratio {encoding.ratio:g}" if encoding else "none"
-    steps = str(init.info.get("config", {}).get("num_steps", ""))
-    return [str(net.width), f"{net.w0:g}", frequencies, steps, digest(init)]
+    return [str(net.width), f"{net.w0:g}", frequencies, *_training(init), digest(init)]
+
+
+def _training(init: Init) -> tuple[str, str]:
+    """Outer steps of meta-training, and rounds after it, as the init tells them."""
+    config = init.info.get("config", {})
+    begun = init.info.get("start", init.info).get("config", {})
+    if not config.get("rounds"):
+        return str(begun.get("num_steps", "")), "0"
+    fits = f"{config['round_images']} fits of {config['round_steps']}"
+    return str(begun.get("num_steps", "")), f"{config['rounds']} of {fits}"
 
 
 def _beside(curves: Mapping[str, numbers.Curve], rows: Sequence[RDPoint]) -> list[str]:

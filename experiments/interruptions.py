@@ -82,6 +82,8 @@ class Config:
     fit_steps: int = 20
     meta_steps: int = 1000
     prior_steps: int = 100
+    rounds: int = 2
+    round_images: int = 8
     seed: int = 0
     init: str = ""
 
@@ -107,7 +109,7 @@ def jobs(config: Config) -> tuple[Job, ...]:
     photos = [f"../../photos/{i:03d}.png" for i in range(config.pictures)]
     steps = ("--steps", str(config.fit_steps))
     width = ("--width", str(codecs.inr.WIDTHS[0]))
-    meta = ("--width", "4", "--steps", str(config.meta_steps))
+    meta = ("--width", "4", "--steps", str(config.meta_steps), "--rounds", str(config.rounds))
     known = (
         Job("meta-train", ("meta-train", "--data", "../../few", "-o", "init.npz", *meta,
                            "--resume")),
@@ -120,7 +122,11 @@ def jobs(config: Config) -> tuple[Job, ...]:
 
 def write_pictures(folder: Path, config: Config) -> None:
     """All pictures in ``photos``, some in ``some``, few in ``few``; from the seed."""
-    for name, count in (("photos", config.pictures), ("some", 2 * BATCH), ("few", 4)):
+    for name, count in (
+        ("photos", config.pictures),
+        ("some", 2 * BATCH),
+        ("few", config.round_images),
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             path = folder / name / f"{i:03d}.png"
@@ -154,8 +160,7 @@ def make_small(config: Config) -> None:
         points=64,
         prior_images=2,
         prior_steps=config.prior_steps,
-        rounds=2,
-        round_images=2,
+        round_images=config.round_images,
         round_steps=config.prior_steps,
     )
 

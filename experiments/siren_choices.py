@@ -38,7 +38,7 @@ from experiments.kodak_rd import ROOT, markdown, note_provenance
 from inrjax import codecs, fit, metatrain, results, trees
 from inrjax.codecs import strumpler
 from inrjax.evaluate import evaluate, safe_name
-from inrjax.init import Init, flat_init, packaged_init
+from inrjax.init import Init, find_init, flat_init, packaged_init
 from inrjax.nets.siren import Siren, layer_name
 from inrjax.types import Image, Params, RDPoint
 
@@ -144,7 +144,7 @@ def low_rank_init(config: Config, rank: int, training: Sequence[Image], folder: 
     return learned
 
 
-def without_columns(init: Init) -> Init:
+def without_scales(init: Init) -> Init:
     """The init with one scale for each tensor, of the file's own, and none that was learned."""
     flat = {path: np.zeros((1,) * np.ndim(x), np.int8) for path, x in trees.leaves(init.params)}
     return replace(init, envelope=trees.from_leaves(flat))
@@ -175,8 +175,9 @@ def variants(config: Config, training: Sequence[Image], folder: Path) -> dict[st
         W0_30: lambda width: codecs.MetaSiren(
             width, config.num_steps, init=strumpler.learned_init(width)
         ),
-        "no scale for each column": lambda width: codecs.MetaSiren(
-            width, config.num_steps, init=without_columns(packaged_init(width))
+        BEFORE: lambda width: codecs.MetaSiren(width, config.num_steps, init=before_rounds(width)),
+        "no learned scales": lambda width: codecs.MetaSiren(
+            width, config.num_steps, init=without_scales(packaged_init(width))
         ),
         "searched roundings": lambda width: codecs.MetaSiren(
             width, config.num_steps, search_steps=config.search_steps
@@ -197,6 +198,17 @@ def variants(config: Config, training: Sequence[Image], folder: Path) -> dict[st
 
 
 W0_30 = "w0 30, 16 frequencies of ratio 1.4"
+
+BEFORE = "the init before its rounds of fits"
+
+
+def before_rounds(width: int) -> Init:
+    """The packaged init that `inrjax.metatrain.refine_prior` made that of a width of."""
+    digest = packaged_init(width).info.get("start", {}).get("digest", "")
+    init = find_init(bytes.fromhex(digest)) if digest else None
+    if init is None:
+        raise ValueError(f"the packaged init of width {width} names none that it was made from")
+    return init
 
 
 def with_choices(

@@ -1,8 +1,9 @@
-"""Learn the packaged inits: MAML and the prior of each width, on the training part of cid22.
+"""Learn the packaged inits: MAML, then the prior in rounds of fits, of each width, on the training
+part of cid22.
 
 Claim: what experiments/init_gain.py measures of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: 20 to 40 on 2 cores for all widths; a stopped run goes on where it was.
+Minutes: MINUTES on 2 cores; a stopped run goes on where it was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.
@@ -11,6 +12,7 @@ Kodak is never seen, nor the part of cid22 that is held back for choosing defaul
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +26,6 @@ LICENCE = (
     "released under the same licence"
 )
 
-ROUNDS = ("rounds", "round_images", "round_steps")
-"""Options of `inrjax.metatrain.refine_prior`."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -39,7 +38,8 @@ class Config:
     num_frequencies: int = metatrain.MetaTrainConfig.num_frequencies
     ratio: float = metatrain.MetaTrainConfig.ratio
     start: str = ""
-    """Digest of an init of one width that rounds begin with, in place of MAML; "": MAML."""
+    """The first 8 hexadecimal digits of a packaged init whose net is learned, from it on, by rounds
+    alone; "": all widths, from MAML on."""
     by_digest: bool = False
     """Name the file by its digest, too: for a codec that names its inits, not for `MetaSiren`."""
     num_steps: int = 2000
@@ -61,6 +61,7 @@ def run(config: Config, data: Path | None, output: Path, checkpoints: Path) -> l
 
 
 def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path) -> Path:
+    start = started(config)
     training = metatrain.MetaTrainConfig(
         width=width,
         depth=config.depth,
@@ -82,8 +83,8 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         "licence": LICENCE,
     }
     folder = checkpoints / f"w{width:03d}"
-    if config.start:
-        init = _go_on(config, training, pictures, folder, info)
+    if start is not None:
+        init = _go_on(start, training, pictures, folder, info)
     else:
         init = metatrain.train_init(training, pictures, folder, _progress(width), info)
     if config.by_digest:
@@ -98,17 +99,40 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
     return path
 
 
+def started(config: Config) -> Init | None:
+    """The init that the config names by its digest; None if it names none."""
+    if not config.start:
+        return None
+    init = None
+    if re.fullmatch("[0-9a-f]{8}", config.start):
+        init = find_init(bytes.fromhex(config.start))
+    if init is None or init.net.encoding is None:
+        raise ValueError(
+            f"got --start {config.start}, expected the first 8 digits of a packaged init's digest: "
+            "inrjax inits list shows them"
+        )
+    return init
+
+
+def of_start(config: Config) -> Config:
+    """The config with the net of the init it names, if any."""
+    start = started(config)
+    if start is None:
+        return config
+    net, encoding = start.net, start.net.encoding
+    assert encoding is not None
+    return replace(
+        config, widths=(net.width,), depth=net.depth, w0=net.w0,
+        num_frequencies=encoding.num_frequencies, ratio=encoding.ratio,
+    )  # fmt: skip
+
+
 def _go_on(
-    config: Config, training: metatrain.MetaTrainConfig, pictures, folder: Path, info: dict
+    start: Init, training: metatrain.MetaTrainConfig, pictures, folder: Path, info: dict
 ) -> Init:
-    start = find_init(bytes.fromhex(config.start))
-    if start is None or start.net != training.net():
-        raise SystemExit(f"error: there is no packaged init {config.start} of {training.net()}")
-    init = metatrain.refine_prior(
-        training, start, pictures, folder / metatrain.ROUNDS, _progress(training.width)
-    )
-    rounds = {name: getattr(training, name) for name in ROUNDS}
-    return replace(init, info=dict(start.info) | {"rounds": rounds | info})
+    folder = folder / metatrain.ROUNDS_FOLDER
+    init = metatrain.refine_prior(training, start, pictures, folder, _progress(training.width))
+    return replace(init, info=dict(init.info) | info)
 
 
 def _command(config: Config) -> str:
@@ -122,9 +146,9 @@ def _command(config: Config) -> str:
 
 
 def _retire(path: Path, successor: Init) -> None:
-    """Keep an init that files may name; what only an encoder needs of it, its rates, goes."""
+    """Keep an init that files may name, and that ``--start`` may go on from."""
     if path.exists() and (old := load_init(path)).digest != successor.digest:
-        save_init(path.with_name(digest_name(old)), replace(old, rates=None))
+        save_init(path.with_name(digest_name(old)), old)
 
 
 def _progress(width: int):
@@ -141,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     parser.add_argument("--data", type=Path, help="the folder that holds cid22/")
     parser.add_argument("--widths", type=int, nargs="+", default=default.widths)
     counts = ("num_steps", "prior_images", "prior_steps", "points", "max_images", "seed")
-    for name in (*counts, *ROUNDS, "depth", "num_frequencies", "w0", "ratio"):
+    rounds = ("rounds", "round_images", "round_steps")
+    for name in (*counts, *rounds, "depth", "num_frequencies", "w0", "ratio"):
         kind = type(getattr(default, name))
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(default, name)
@@ -153,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     options = vars(parser.parse_args(arguments))
     data, output, checkpoints = (options.pop(n) for n in ("data", "output", "checkpoints"))
     config = Config(**options | {"widths": tuple(options["widths"])})
+    with common.exit_with_a_sentence():
+        config = of_start(config)
     fit.use_every_core()
     output.mkdir(parents=True, exist_ok=True)
     return run(config, data, output, checkpoints)

@@ -149,6 +149,7 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
+_ROUNDS = _whole(0, 1000)
 _STEP = _whole(codecs.latent_grid.STEPS.start, codecs.latent_grid.STEPS.stop - 1)
 _BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
 _IMAGES = _whole(1, 10**6)
@@ -483,6 +484,9 @@ class MetaTrain:
     """Width of the network's layers."""
     steps: Annotated[int, _STEPS] = 3000
     """Steps of meta-training."""
+    rounds: Annotated[int, _ROUNDS] = 3
+    """Rounds after it, in each of which 48 of the pictures are fitted. None if it is 0, or for
+    fewer than 8 pictures."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
     resume: bool = False
@@ -1768,11 +1772,13 @@ def _meta_train(options: MetaTrain) -> int:
         _note("nothing was trained: take those pictures out of the folder")
         return each.exit_code
     _use_every_core()
-    config = metatrain.MetaTrainConfig(options.width, num_steps=options.steps, seed=options.seed)
+    config = metatrain.MetaTrainConfig(
+        options.width, num_steps=options.steps, rounds=options.rounds, seed=options.seed
+    )
     folder = options.data.absolute().name  # of ".", too
     info = {
         "command": f"inrjax meta-train --data {folder} --width {options.width} "
-        f"--steps {options.steps} --seed {options.seed}",
+        f"--steps {options.steps} --rounds {options.rounds} --seed {options.seed}",
         "data": f"{len(pictures)} pictures of the folder {folder}",
     }
     with _checkpointed(checkpoints), _progress("meta-training") as on_progress:

@@ -4,8 +4,9 @@ the prior of fitted params, its scales alone or its mean with them."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from inrjax import checkpoint, fit, meta, optimizers, overfit, trees
+from inrjax import checkpoint, meta, optimizers, overfit, trees
 from inrjax.images import coordinates
 from inrjax.init import Init, flat_init
 from inrjax.nets.siren import Encoding, Siren
@@ -37,7 +38,7 @@ class MetaTrainConfig:
         ``rate_learning_rate``, and they start at ``inner_rate``.
       bias_scale: of the random init's biases. Small ones fit as well and code shorter.
       prior_images, prior_steps: fits that the prior's first scales are estimated from.
-      rounds, round_images, round_steps: of `refine_prior`, the fits of each round; 0 rounds: none.
+      rounds, round_images, round_steps: of `refine_prior`, and of the fits of each; 0 for none.
       slope: of all those fits, see `overfit.RatePlan`.
       seed: of everything.
     """
@@ -75,6 +76,20 @@ class MetaTrainConfig:
         """The network whose init is learned."""
         encoding = Encoding(self.num_frequencies, self.ratio)
         return Siren(self.width, self.depth, self.w0, encoding=encoding)
+
+
+_PRIOR_FIELDS = ("prior_images", "prior_steps")
+_ROUND_FIELDS = ("round_images", "round_steps", "slope", "seed")
+_MAML_FIELDS = tuple(
+    field.name
+    for field in fields(MetaTrainConfig)
+    if field.name not in (*_PRIOR_FIELDS, "rounds", *_ROUND_FIELDS) or field.name == "seed"
+)
+
+
+def _only(config: MetaTrainConfig, names: Sequence[str]) -> dict[str, Any]:
+    """The fields that a phase uses: another value of the others is no other run of it."""
+    return {name: getattr(config, name) for name in names}
 
 
 # ---------------------------------------------------------------------------- methods
@@ -213,7 +228,7 @@ def train_init(
     info: dict[str, Any] | None = None,
 ) -> Init:
     """Learn the init and the prior of a width from photographs (uint8 (height, width, 3)): MAML,
-    then `learn_prior`, then `refine_prior`.
+    then `learn_prior`, then `refine_prior`, this of `MIN_ROUND_IMAGES` images or more.
 
     Args:
       folder: where checkpoints of MAML and of the rounds go, and come from if there are any: a run
@@ -226,14 +241,36 @@ def train_init(
     method = Maml(
         config.inner_rate, config.learning_rate, config.rate_learning_rate, config.first_order
     )
-    parts = 2 + config.rounds
-    start = meta_train(config, method, images, folder, _part(on_progress, 0, parts))
-    learned = learn_prior(config, start, images, _part(on_progress, 1, parts))
-    if config.rounds:
-        learned = refine_prior(
-            config, learned, images, folder and folder / ROUNDS, _part(on_progress, 2, parts, parts)
-        )
+    rounds = config.rounds if len(images) >= MIN_ROUND_IMAGES else 0
+    weights = [
+        _OUTER_STEP * config.num_steps,
+        config.prior_images * config.prior_steps,
+        rounds * config.round_images * config.round_steps,
+    ]
+    on_maml, on_prior, on_rounds = _parts(on_progress, weights)
+    start = meta_train(config, method, images, folder, on_maml)
+    if rounds:
+        learned = _learn_and_refine(config, start, images, folder, on_prior, on_rounds)
+    else:
+        learned = learn_prior(config, start, images, on_prior)
     return replace(learned, info=dict(start.info) | (info or {}))
+
+
+def _learn_and_refine(
+    config: MetaTrainConfig,
+    start: Init,
+    images: Sequence[Image],
+    folder: Path | None,
+    on_prior: OnProgress | None,
+    on_rounds: OnProgress | None,
+) -> Init:
+    """`learn_prior`, which is kept as the round 0, and `refine_prior`."""
+    rounds = _Rounds.of(config, start, images, folder and folder / ROUNDS_FOLDER, _PRIOR_FIELDS)
+    found = rounds.restore()
+    if found is None:
+        found = 0, learn_prior(config, start, images, on_prior)
+        rounds.save(*found)
+    return rounds.run(*found, on_rounds)
 
 
 def meta_train(
@@ -309,7 +346,9 @@ def _train(
     data = jax.device_put(_task_data(images, config.seed), everywhere)
     initial = method.start(initial_params(config, net), config.inner_steps)
     state = meta.start(initial, method.optimizer(config.num_steps))
-    inputs = {"config": asdict(config), "method": repr(method), "data_sha256": digest}
+    inputs = {
+        "config": _only(config, _MAML_FIELDS), "method": repr(method), "data_sha256": digest,
+    }  # fmt: skip
     if folder is not None:
         restored = checkpoint.restore(folder, state, inputs)
         state = jax.tree.map(jnp.asarray, restored.state) if restored else state
@@ -439,10 +478,13 @@ def learn_prior(
     return replace(init, envelope=trees.from_leaves(envelope))
 
 
-ROUNDS = "rounds"
-"""The folder of `refine_prior`'s checkpoints in that of `train_init`'s."""
+ROUNDS_FOLDER = "rounds"
+"""Of `refine_prior`'s checkpoints, in the folder of `train_init`'s."""
 
-_PRIOR_FITS = 16
+MIN_ROUND_IMAGES = 8
+"""Of fewer, their own mean is too near to each of them to say how far other images are from it."""
+
+_PSEUDO_FITS = 16
 """As many fits as the scale of a param's group counts for beside the param's own distances."""
 
 
@@ -453,76 +495,129 @@ def refine_prior(
     folder: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Init:
-    """The init with the prior's mean and scales learned by rounds of long fits, all of the file.
+    """The init with the prior's mean and scales learned by rounds of fits, under distortion and
+    rate by the prior as it is.
 
-    In each of ``config.rounds`` the codec's fit, which sees distortion and rate under the prior as
-    it is, is run on ``config.round_images`` images, other ones in each round while there are any;
-    then the mean, where fits start as well, becomes that of the fitted params, and the scale of
-    each param its mean distance from there, drawn to that of its group (`learn_prior`). This is how
-    COMBINER learns its prior (Guo et al. 2023, arXiv:2305.19185), with Laplace distributions and
-    points in place of Gaussians and posteriors; of the mean alone it is Reptile (Nichol et al.
-    2018) with whole fits inside and a step of 1. ``folder`` has a checkpoint of each round, and is
-    as in `train_init`.
+    Each of ``config.rounds`` fits ``config.round_images`` images, other ones than the round before
+    while there are any; then the mean, where fits start as well, becomes that of the fitted params,
+    and each param's scale its mean distance from there, shrunk towards that of its group (as in
+    `learn_prior`). COMBINER learns its Gaussian prior so (Guo et al. 2023, arXiv:2305.19185), from
+    posteriors where there are points here; that the mean is kept with a Laplace distribution, whose
+    location of maximum likelihood is the median, is a choice: rates draw most params of a fit to
+    where they started, and the median would stay there. Of the mean alone it is Reptile (Nichol et
+    al. 2018) with long fits inside and a step of 1.
+
+    A fit that diverges is left out, and a warning says so. ``folder``: each round is saved there,
+    the two newest are kept; a run that was stopped goes on, as one of more rounds does.
 
     Raises:
-      ValueError: every fit of a round diverged, or checkpoints of another run.
+      ValueError: fewer than `MIN_ROUND_IMAGES` images, or fits of a round that did not diverge; an
+        init whose prior's mean is not its params; checkpoints of another run.
     """
-    inputs = {
-        "config": asdict(config), "init": init.digest.hex(), "data_sha256": _data_digest(images)
-    }  # fmt: skip
-    state = {"params": init.params, "envelope": _full_levels(init)}
-    done = 0
-    if folder is not None and (restored := checkpoint.restore(folder, state, inputs)):
-        state, done = restored
-    for i in range(done, config.rounds):
-        found = _round(config, _with(init, state), images, i, _part(on_progress, i, config.rounds))
-        state = {"params": found.params, "envelope": found.envelope}
-        if folder is not None:
-            checkpoint.save(folder, i + 1, state, inputs)
-    if on_progress is not None:
-        on_progress(config.rounds, config.rounds)
-    return _with(init, state)
+    if len(images) < MIN_ROUND_IMAGES:
+        raise ValueError(f"got {len(images)} images, expected at least {MIN_ROUND_IMAGES}")
+    if any(keep != 1 for _, keep in trees.leaves(init.keep)):
+        raise ValueError("the prior's mean is not the init's params (keep is not 1)")
+    if not config.rounds:
+        return init
+    rounds = _Rounds.of(config, init, images, folder, (), init.digest.hex())
+    found = rounds.run(*(rounds.restore() or (0, init)), on_progress)
+    return replace(found, info=rounds_info(config, init, len(images), rounds.inputs["data_sha256"]))
 
 
-def _full_levels(init: Init) -> dict[str, Any]:
-    return trees.from_leaves({p: level.astype(np.int8) for p, level in init.levels().items()})
+def rounds_info(
+    config: MetaTrainConfig, start: Init, num_images: int, data_sha256: str
+) -> dict[str, Any]:
+    """What `refine_prior` notes: its options and data, and under ``start`` all that was noted of
+    the init it went on from, with its digest."""
+    return {
+        "config": _only(config, ("rounds", *_ROUND_FIELDS)),
+        "num_images": num_images,
+        "data_sha256": data_sha256,
+        "start": {"digest": start.digest.hex()} | dict(start.info),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounds:
+    """Rounds of `refine_prior` from params and rates of ``start``; ``inputs``: what makes them."""
+
+    config: MetaTrainConfig
+    start: Init
+    images: Sequence[Image]
+    folder: Path | None
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, config: MetaTrainConfig, start: Init, images: Sequence[Image], folder: Path | None,
+        more: Sequence[str], prior: str = "",
+    ) -> _Rounds:  # fmt: skip
+        """``more``: fields of the config, beside those of rounds, and ``prior``: what else decides
+        about the prior that the first round is under."""
+        inputs = {
+            "config": _only(config, (*_ROUND_FIELDS, *more)),
+            "start": trees.digest(start.params).hex(),
+            "rates": trees.digest(start.rates or {}).hex(),
+            "prior": prior,
+            "data_sha256": _data_digest(images),
+        }
+        return cls(config, start, images, folder, inputs)
+
+    def restore(self) -> tuple[int, Init] | None:
+        """The newest round that was saved, and what it found."""
+        if self.folder is None:
+            return None
+        restored = checkpoint.restore(self.folder, _state(self.start), self.inputs)
+        return restored and (restored.step, _with(self.start, restored.state))
+
+    def save(self, done: int, init: Init) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.folder, done, _state(init), self.inputs)
+
+    def run(self, done: int, init: Init, on_progress: OnProgress | None) -> Init:
+        """The rounds that are left."""
+        count = self.config.rounds
+        for i in range(done, count):
+            part = _parts(on_progress, [_PROGRESS_UNITS] * count)[i]
+            init = self._round(init, i, part)
+            self.save(i + 1, init)
+        if on_progress is not None and done >= count > 0:
+            on_progress(_PROGRESS_UNITS * count, _PROGRESS_UNITS * count)
+        return init
+
+    def _round(self, init: Init, index: int, on_progress: OnProgress | None) -> Init:
+        config, images = self.config, self.images
+        order = np.random.default_rng(config.seed).permutation(len(images))
+        count = min(config.round_images, len(images))
+        chosen = [images[order[(index * count + i) % len(images)]] for i in range(count)]
+        fits = _prior_fits(config, init, chosen, config.round_steps, on_progress)
+        state: dict[str, Any] = {"params": {}, "envelope": {}}
+        for path, fitted in fits.items():
+            if len(fitted) < min(MIN_ROUND_IMAGES, count):
+                diverged = f"{count - len(fitted)} of {count} fits of a round diverged"
+                raise ValueError(f"{diverged}: the init is of no use")
+            # Distances are from the mean as it is stored: what files will be coded by.
+            mean = state["params"][path] = fitted.mean(axis=0).astype(np.float16)
+            distance = np.abs(fitted - mean.astype(np.float32))
+            own, group = distance.mean(axis=0), distance.mean(_group(path, distance), keepdims=True)
+            scale = (len(fitted) * own + _PSEUDO_FITS * group[0]) / (len(fitted) + _PSEUDO_FITS)
+            state["envelope"][path] = _level(scale)
+        return _with(init, {name: trees.from_leaves(tree) for name, tree in state.items()})
+
+
+def _state(init: Init) -> dict[str, Any]:
+    """What a round finds, the envelope at full shape."""
+    levels = {path: level.astype(np.int8) for path, level in init.levels().items()}
+    return {"params": init.params, "envelope": trees.from_leaves(levels)}
 
 
 def _with(init: Init, state: Params) -> Init:
-    """The init with a round's params, all of them the prior's mean, and envelope."""
     params, envelope = (
-        {path: np.asarray(leaf) for path, leaf in trees.leaves(state[name])}
+        trees.from_leaves({path: np.asarray(leaf) for path, leaf in trees.leaves(state[name])})
         for name in ("params", "envelope")
     )
-    keep = {path: np.float32(1) for path in params}
-    return replace(
-        init, params=trees.from_leaves(params), keep=trees.from_leaves(keep),
-        envelope=trees.from_leaves(envelope),
-    )  # fmt: skip
-
-
-def _round(
-    config: MetaTrainConfig,
-    init: Init,
-    images: Sequence[Image],
-    index: int,
-    on_progress: OnProgress | None,
-) -> Init:
-    order = np.random.default_rng(config.seed).permutation(len(images))
-    count = min(config.round_images, len(images))
-    chosen = [images[order[(index * count + i) % len(images)]] for i in range(count)]
-    fits = _prior_fits(config, init, chosen, config.round_steps, on_progress)
-    params, envelope = {}, {}
-    for path, fitted in fits.items():
-        # Distances are from the mean as it is stored: what files will be coded by.
-        params[path] = fitted.mean(axis=0).astype(np.float16)
-        distance = np.abs(fitted - params[path].astype(np.float32))
-        own, group = distance.mean(axis=0), distance.mean(_group(path, distance), keepdims=True)[0]
-        scale = (len(fitted) * own + _PRIOR_FITS * group) / (len(fitted) + _PRIOR_FITS)
-        envelope[path] = _level(scale)
-    return _with(
-        init, {"params": trees.from_leaves(params), "envelope": trees.from_leaves(envelope)}
-    )
+    return replace(init, params=params, envelope=envelope)
 
 
 def _group(path: str, distance: np.ndarray) -> tuple[int, ...]:
@@ -537,6 +632,11 @@ def _level(scale: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(4 * np.log2(scale + 1e-12)), -127, 127).astype(np.int8)
 
 
+FIT_PIXELS = 1 << 24
+"""Pixels of the images that are fitted at once, each as large as the largest of them: it bounds the
+memory."""
+
+
 def _prior_fits(
     config: MetaTrainConfig,
     init: Init,
@@ -545,19 +645,30 @@ def _prior_fits(
     on_progress: OnProgress | None,
 ) -> dict[str, np.ndarray]:
     """Path -> the fitted params of the images whose fit is finite, (fits, *shape), float32."""
-    sizes = [image.shape[0] * image.shape[1] for image in images]
-    tiling = fit.tiling(min(sizes), overfit.POINTS_PER_STEP)
-    num_tiles = fit.bucket(max(-(-size // tiling.tile) for size in sizes))
-    points = [overfit.image_points(image, tiling, num_tiles, config.seed) for image in images]
-    plan = overfit.RatePlan(
-        init.net, optimizers.Muon(overfit.LEARNING_RATE), num_steps, tiling.tiles_per_step,
-        max(1, num_steps // 40),
-    )  # fmt: skip
+    fitting = overfit.Fitting(
+        lambda optimizer, tiles: overfit.RatePlan(
+            init.net, optimizer, num_steps, tiles, max(1, num_steps // 40)
+        ),
+        optimizers.Muon(overfit.LEARNING_RATE),
+        overfit.POINTS_PER_STEP,
+        config.seed,
+    )
     shared = overfit.rate_shared(init, config.slope, config.seed)
-    results = fit.fit_batch(plan, shared, points, on_progress)
-    fitted = [dict(trees.leaves(result.params["net"])) for result in results if result.finite]
+    largest = max(image.shape[0] * image.shape[1] for image in images)
+    size = max(1, FIT_PIXELS // largest)
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    fitted: list[dict[str, Any]] = []
+    for batch, part in zip(batches, _parts(on_progress, [len(b) for b in batches]), strict=True):
+        results = overfit.fit_once(dict(enumerate(batch)), fitting, shared, part)
+        fitted += [dict(trees.leaves(r.params["net"])) for r in results.values() if r.finite]
     if not fitted:
         raise ValueError("every fit of the prior diverged: the init is of no use")
+    if len(fitted) < len(images):
+        warnings.warn(
+            f"{len(images) - len(fitted)} of {len(images)} fits of the prior diverged: they are "
+            "left out",
+            stacklevel=2,
+        )
     return {path: np.stack([one[path] for one in fitted]) for path in fitted[0]}
 
 
@@ -568,14 +679,17 @@ def _spread(count: int, most: int) -> list[int]:
 
 _PROGRESS_UNITS = 1000
 
+_OUTER_STEP = 20
+"""Steps of a fit that an outer step takes as long as, about: for the progress alone."""
 
-def _part(
-    on_progress: OnProgress | None, index: int, parts: int, end: int | None = None
-) -> OnProgress | None:
-    """The progress from one of equal parts to before ``end``, that one by default."""
+
+def _parts(on_progress: OnProgress | None, weights: Sequence[int]) -> list[OnProgress | None]:
+    """The progress of each of consecutive parts, in `_PROGRESS_UNITS` for each of its weight."""
     if on_progress is None:
-        return None
-    span = (end or index + 1) - index
-    return lambda done, total: on_progress(
-        _PROGRESS_UNITS * index + _PROGRESS_UNITS * span * done // total, _PROGRESS_UNITS * parts
-    )
+        return [None] * len(weights)
+    report, total = on_progress, _PROGRESS_UNITS * sum(weights)
+
+    def part(before: int, weight: int) -> OnProgress:
+        return lambda done, of: report(_PROGRESS_UNITS * (before * of + weight * done) // of, total)
+
+    return [part(sum(weights[:i]), weight) for i, weight in enumerate(weights)]

@@ -21,8 +21,8 @@ CONFIG = metatrain.MetaTrainConfig(
     width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4, rounds=2,
     round_images=2, round_steps=3,
 )  # fmt: skip
-PARTS = 2 + CONFIG.rounds
-"""Of the progress: MAML, the first prior, each round."""
+MANY = [*IMAGES, *(photograph(20, 24, seed=seed) for seed in range(3, 8))]
+"""As many as rounds need."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ class Stop(Exception):
 
 
 def stop_at(step: int):
-    """Raise after an outer step of MAML, which is the first part of the progress."""
+    """Raise after an outer step of MAML."""
 
     def on_progress(done: int, total: int) -> None:
         if outer_step(done, total) == step:
@@ -54,7 +54,9 @@ def stop_at(step: int):
 
 
 def outer_step(done: int, total: int) -> float:
-    return done / (total / PARTS) * CONFIG.num_steps
+    fits = CONFIG.prior_images * CONFIG.prior_steps  # three images are too few for rounds
+    share = metatrain._OUTER_STEP * CONFIG.num_steps
+    return done / total * (share + fits) / metatrain._OUTER_STEP
 
 
 def same(one: Init, other: Init) -> bool:
@@ -68,8 +70,8 @@ def test_the_init_is_whole(whole: Init, tmp_path: Path) -> None:
     assert whole.rates is not None
     assert {leaf.shape[0] for _, leaf in trees.leaves(whole.rates)} == {2}
     envelope = dict(trees.leaves(whole.envelope))
-    for path, leaf in trees.leaves(whole.params):
-        assert envelope[path].shape == leaf.shape
+    assert envelope["layer_00/weight"].shape == (1, 50)  # a scale for each column
+    assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
     assert whole.info["licence"] == "none"
     assert whole.info["num_images"] == 3
     assert whole.info["config"]["num_steps"] == 5
@@ -150,11 +152,20 @@ def test_no_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["width", "num_steps", "inner_steps", "tasks_per_step", "points", "prior_steps"]
-)
+    "field",
+    [
+        "width", "num_steps", "inner_steps", "tasks_per_step", "points", "prior_images",
+        "prior_steps", "round_images", "round_steps",
+    ],
+)  # fmt: skip
 def test_a_count_of_zero_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         replace(CONFIG, **{field: 0})
+
+
+def test_rounds_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 rounds or more"):
+        replace(CONFIG, rounds=-1)
 
 
 # ---------------------------------------------------------------------------- methods
@@ -192,15 +203,17 @@ def test_meta_sgd_starts_with_one_rate_for_each_parameter() -> None:
     assert jax.tree.map(jnp.shape, state.rates) == {"layer": {"weight": (1, 3, 2), "bias": (1, 3)}}
 
 
-def test_train_init_is_maml_then_the_prior_then_rounds(whole: Init) -> None:
+def test_train_init_is_maml_then_the_prior_then_rounds(learned: Init, whole: Init) -> None:
     start = metatrain.meta_train(CONFIG, metatrain.Maml(), IMAGES)
-    learned = metatrain.learn_prior(CONFIG, start, IMAGES)
-    envelope = dict(trees.leaves(learned.envelope))
-    assert envelope["layer_00/weight"].shape == (1, 50)  # a scale for each column
-    assert all(leaf.size == 1 for path, leaf in envelope.items() if path != "layer_00/weight")
-    assert trees.digest(start.params) == trees.digest(learned.params)
-    assert same(metatrain.train_init(replace(CONFIG, rounds=0), IMAGES), learned)
-    assert same(metatrain.refine_prior(CONFIG, learned, IMAGES), whole)
+    assert trees.digest(start.params) == trees.digest(whole.params)
+    assert same(metatrain.learn_prior(CONFIG, start, IMAGES), whole)  # too few images for rounds
+    refined = metatrain.train_init(CONFIG, MANY)
+    assert same(metatrain.refine_prior(CONFIG, learned, MANY), refined)
+    assert refined.digest != learned.digest and refined.net == learned.net
+    assert trees.digest(refined.rates or {}) == trees.digest(learned.rates or {})
+    for path, leaf in trees.leaves(refined.params):
+        assert np.shape(dict(trees.leaves(refined.envelope))[path]) == leaf.shape
+        assert dict(trees.leaves(refined.keep))[path] == 1
 
 
 # ---------------------------------------------------------------------------- rounds
@@ -209,36 +222,121 @@ def test_train_init_is_maml_then_the_prior_then_rounds(whole: Init) -> None:
 @pytest.fixture(scope="module")
 def learned() -> Init:
     """What rounds begin with."""
-    return metatrain.train_init(replace(CONFIG, rounds=0), IMAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metatrain, "CHECKPOINT_STEPS", 2)
+        return metatrain.train_init(replace(CONFIG, rounds=0), MANY)
 
 
-def stop_after(rounds: int):
-    """Raise once so many rounds are done."""
+@pytest.fixture(scope="module")
+def refined(learned: Init) -> Init:
+    """What they end with."""
+    return metatrain.refine_prior(CONFIG, learned, MANY)
 
-    def on_progress(done: int, total: int) -> None:
-        if done >= total * rounds / CONFIG.rounds:
+
+def stop_once(name: str, calls: int, patch: pytest.MonkeyPatch) -> None:
+    """Raise in a function of the module, once it has been called so often."""
+    function, left = getattr(metatrain, name), [calls]
+
+    def stopping(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
             raise Stop
+        return function(*arguments)
 
-    return on_progress
+    patch.setattr(metatrain, name, stopping)
 
 
-def test_rounds_resume(learned: Init, whole: Init, tmp_path: Path) -> None:
-    config = CONFIG
-    with pytest.raises(Stop):
-        metatrain.refine_prior(config, learned, IMAGES, tmp_path, stop_after(1))
-    assert not any(path.name.isdecimal() for path in tmp_path.glob("*"))
-    with pytest.raises(Stop):  # in the second: the first is kept
-        metatrain.refine_prior(config, learned, IMAGES, tmp_path, stop_after(1.1))
-    assert [path.name for path in tmp_path.glob("*")] == ["1"]
-    seen: list[float] = []
+@pytest.mark.parametrize("fits", [1, 2])
+def test_a_training_that_is_stopped_in_a_round_goes_on(
+    refined: Init, tmp_path: Path, fits: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_once("_prior_fits", fits, patch)  # the first are those of `learn_prior`
+        with pytest.raises(Stop):
+            metatrain.train_init(CONFIG, MANY, tmp_path)
+    saved = [int(path.name) for path in (tmp_path / metatrain.ROUNDS_FOLDER).glob("*")]
+    assert max(saved) == fits - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metatrain, "_advance", None)  # there is nothing left to train
+        patch.setattr(metatrain, "learn_prior", None)
+        stop_once("_prior_fits", CONFIG.rounds - (fits - 1), patch)
+        assert same(metatrain.train_init(CONFIG, MANY, tmp_path), refined)
+
+
+def test_rounds_resume_and_go_on_to_more(learned: Init, refined: Init, tmp_path: Path) -> None:
+    one = metatrain.refine_prior(replace(CONFIG, rounds=1), learned, MANY, tmp_path)
+    assert one.digest != refined.digest
+    with pytest.MonkeyPatch.context() as patch:
+        stop_once("_prior_fits", 1, patch)
+        assert same(metatrain.refine_prior(CONFIG, learned, MANY, tmp_path), refined)
+    calls: list[tuple[int, int]] = []
     again = metatrain.refine_prior(
-        config, learned, IMAGES, tmp_path, lambda done, total: seen.append(done / total)
+        CONFIG, learned, MANY, tmp_path, lambda *call: calls.append(call)
     )
-    assert seen[0] >= 0.5 and same(again, whole)
-    with pytest.raises(ValueError, match="another run"):
-        metatrain.refine_prior(replace(config, round_steps=4), learned, IMAGES, tmp_path)
-    with pytest.raises(ValueError, match="another run"):
-        metatrain.refine_prior(config, whole, IMAGES, tmp_path)
+    assert same(again, refined) and len(calls) == 1 and calls[0][0] == calls[0][1]
+    for other in (replace(CONFIG, round_steps=4), replace(CONFIG, slope=0.2)):
+        with pytest.raises(ValueError, match="another run"):
+            metatrain.refine_prior(other, learned, MANY, tmp_path)
+    for init in (refined, replace(learned, rates=None)):
+        with pytest.raises(ValueError, match="another run"):
+            metatrain.refine_prior(CONFIG, init, MANY, tmp_path)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_progress_of_rounds_rises_to_a_fixed_total(learned: Init, rounds: int) -> None:
+    calls: list[tuple[int, int]] = []
+    config = replace(CONFIG, rounds=rounds)
+    for run in (
+        lambda: metatrain.refine_prior(config, learned, MANY, None, lambda *c: calls.append(c)),
+        lambda: metatrain.train_init(config, MANY, None, lambda *c: calls.append(c)),
+    ):
+        calls.clear()
+        run()
+        done = [done for done, _ in calls]
+        assert done == sorted(done) and len({total for _, total in calls}) <= 1
+        assert not calls or calls[-1][0] == calls[-1][1]
+    assert calls
+
+
+def test_no_round_leaves_the_init(learned: Init) -> None:
+    assert metatrain.refine_prior(replace(CONFIG, rounds=0), learned, MANY) is learned
+
+
+def test_rounds_refuse_what_they_cannot_learn_from(learned: Init) -> None:
+    with pytest.raises(ValueError, match="7 images, expected at least 8"):
+        metatrain.refine_prior(CONFIG, learned, MANY[:7])
+    keep = {path: np.float32(0) for path, _ in trees.leaves(learned.keep)}
+    with pytest.raises(ValueError, match="keep"):
+        metatrain.refine_prior(CONFIG, replace(learned, keep=trees.from_leaves(keep)), MANY)
+
+
+def test_a_fit_that_diverges_is_left_out_and_told(
+    learned: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_once = metatrain.overfit.fit_once
+    bad = 1
+
+    def fits(*arguments):
+        results = fit_once(*arguments)
+        return {i: r._replace(finite=r.finite and i >= bad) for i, r in results.items()}
+
+    monkeypatch.setattr(metatrain.overfit, "fit_once", fits)
+    config = replace(CONFIG, round_images=8, rounds=1)
+    with pytest.warns(UserWarning, match="1 of 8 fits"), pytest.raises(ValueError, match="1 of 8"):
+        metatrain.refine_prior(config, learned, MANY)
+    nine = [*MANY, photograph(20, 24, seed=9)]
+    with pytest.warns(UserWarning, match="1 of 9 fits"):
+        metatrain.refine_prior(replace(config, round_images=9), learned, nine)
+    bad = 8
+    with pytest.raises(ValueError, match="every fit"):
+        metatrain.refine_prior(config, learned, MANY)
+
+
+def test_batches_of_bounded_size_end_as_one(
+    learned: Init, refined: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metatrain, "FIT_PIXELS", 600)  # one image at a time
+    assert same(metatrain.refine_prior(CONFIG, learned, MANY), refined)
 
 
 def test_a_round_moves_the_mean_to_that_of_the_fits_and_scales_to_their_distance(
@@ -252,7 +350,7 @@ def test_a_round_moves_the_mean_to_that_of_the_fits_and_scales_to_their_distance
         return {path: 3 + np.multiply.outer(signs, spread) for path, spread in spreads.items()}
 
     monkeypatch.setattr(metatrain, "_prior_fits", fits)
-    found = metatrain.refine_prior(replace(CONFIG, rounds=1), learned, IMAGES)
+    found = metatrain.refine_prior(replace(CONFIG, rounds=1), learned, MANY)
     levels = found.levels()
     for path, mean in trees.leaves(found.mean()):
         spread = spreads[path]
@@ -269,12 +367,13 @@ def test_rounds_see_other_images_while_there_are_any(
     seen: list[int] = []
 
     def fits(config, init, images, num_steps, on_progress):
-        seen.extend(next(i for i, one in enumerate(IMAGES) if one is image) for image in images)
+        seen.extend(next(i for i, one in enumerate(MANY) if one is image) for image in images)
         return {path: np.asarray(x, np.float32)[None] for path, x in trees.leaves(init.params)}
 
     monkeypatch.setattr(metatrain, "_prior_fits", fits)
-    found = metatrain.refine_prior(replace(CONFIG, rounds=3), learned, IMAGES)
-    assert sorted(seen) == [0, 0, 1, 1, 2, 2] and len(set(seen[:3])) == 3
+    config = replace(CONFIG, rounds=8, round_images=1)
+    found = metatrain.refine_prior(config, learned, MANY)
+    assert sorted(seen) == [*range(8)]
     # Where every fit is the init itself, the mean stays.
     assert trees.digest(found.params) == trees.digest(learned.params)
 
