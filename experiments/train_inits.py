@@ -1,9 +1,10 @@
 """Learn the packaged inits: MAML, then the prior in rounds of fits, of each width, on the training
 part of cid22.
 
-Claim: what experiments/init_gain.py measures of them.
+Claim: what experiments/init_gain.py and siren_choices.py measure of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
-Minutes: MINUTES on 2 cores; a stopped run goes on where it was.
+Minutes: about 65 on 2 cores for all widths, 45 of them the rounds'; a stopped run goes on where it
+was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.
 
 Kodak is never seen, nor the part of cid22 that is held back for choosing defaults.

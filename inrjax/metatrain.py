@@ -512,7 +512,7 @@ def refine_prior(
 
     Raises:
       ValueError: fewer than `MIN_ROUND_IMAGES` images, or fits of a round that did not diverge; an
-        init whose prior's mean is not its params; checkpoints of another run.
+        init whose prior's mean is not its params; checkpoints of another run, or of more rounds.
     """
     if len(images) < MIN_ROUND_IMAGES:
         raise ValueError(f"got {len(images)} images, expected at least {MIN_ROUND_IMAGES}")
@@ -569,6 +569,11 @@ class _Rounds:
         if self.folder is None:
             return None
         restored = checkpoint.restore(self.folder, _state(self.start), self.inputs)
+        if restored is not None and restored.step > self.config.rounds:
+            raise ValueError(
+                f"{self.folder} is of {restored.step} rounds, {self.config.rounds} were asked for: "
+                "choose another folder, or delete it"
+            )
         return restored and (restored.step, _with(self.start, restored.state))
 
     def save(self, done: int, init: Init) -> None:

@@ -274,6 +274,8 @@ def test_rounds_resume_and_go_on_to_more(learned: Init, refined: Init, tmp_path:
         CONFIG, learned, MANY, tmp_path, lambda *call: calls.append(call)
     )
     assert same(again, refined) and len(calls) == 1 and calls[0][0] == calls[0][1]
+    with pytest.raises(ValueError, match="of 2 rounds, 1 were asked for"):
+        metatrain.refine_prior(replace(CONFIG, rounds=1), learned, MANY, tmp_path)
     for other in (replace(CONFIG, round_steps=4), replace(CONFIG, slope=0.2)):
         with pytest.raises(ValueError, match="another run"):
             metatrain.refine_prior(other, learned, MANY, tmp_path)
