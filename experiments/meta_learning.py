@@ -4,6 +4,8 @@ Claim (Strümpler et al. 2022): a meta-learned init saves time and bytes. Tested
 15 % of the bytes at equal PSNR and equal steps; true of 300 steps (23 % with Muon, 34 with Adam),
 of 1000 with Adam alone (12 and 15 %), not of 3000 (8 and 11 %).
 Command: python -m experiments.meta_learning --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
+    and the same with --question rounds: does it pay longer, with rounds of whole fits (of
+    `inrjax.metatrain.refine_prior`) after MAML, or in its place?
 Minutes: 17 of 2 CPU cores beside other work. A stopped run goes on where it was.
 Expected: the tables in results/meta_learning/<config hash>/table.md.
 
@@ -30,7 +32,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import process_time
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -56,6 +58,23 @@ class Learner:
     inner_steps: int = 3
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of whole fits by `inrjax.metatrain.refine_prior`, from the init of another method, or
+    from the random init."""
+
+    name: str
+    start: Learner | None
+    rounds: int = 3
+    round_images: int = 48
+    round_steps: int = 1500
+
+    @property
+    def inner_steps(self) -> int:
+        """As the method's that they follow."""
+        return self.start.inner_steps if self.start else 0
+
+
 LEARNERS = (
     Learner("MAML, learned rates", metatrain.Maml()),
     Learner("MAML, first order", metatrain.Maml(first_order=True)),
@@ -68,6 +87,12 @@ by Adam at 3e-3 diverged, at 1e-3 they were 0.3 dB behind after 100 steps of Muo
 0.3 was 1.5 dB behind 0.03."""
 
 
+ROUNDS = (
+    LEARNERS[0],
+    Rounds("MAML, learned rates, then rounds of fits", LEARNERS[0]),
+    Rounds("rounds of fits from the random init", None),
+)
+
 OPTIMIZERS = (Muon(overfit.LEARNING_RATE), Adam(1e-3, final=0.0))
 
 
@@ -79,7 +104,7 @@ class Config:
 
     width: int = 24
     w0: float = metatrain.MetaTrainConfig.w0
-    learners: tuple[Learner, ...] = LEARNERS
+    learners: tuple[Learner | Rounds, ...] = LEARNERS
     outer_steps: int = 2500
     tasks_per_step: int = 2
     points: int = 2048
@@ -96,6 +121,8 @@ class Config:
     images: str = "cid22, held back"
 
 
+QUESTIONS = {"methods": Config(), "rounds": Config(learners=ROUNDS, optimizers=OPTIMIZERS[:1])}
+
 SMOKE = Config(
     learners=LEARNERS[1:2], outer_steps=2, points=256, prior_images=1, prior_steps=40, steps=(40,),
     reference_widths=(24,), reference_from=40, optimizers=OPTIMIZERS[1:], points_per_step=256,
@@ -106,17 +133,39 @@ SMOKE = Config(
 # ---------------------------------------------------------------------------- inits
 
 
-def learn(config: Config, learner: Learner, pictures: Sequence[Image], folder: Path) -> Init:
+def learn(
+    config: Config, learner: Learner | Rounds, pictures: Sequence[Image], folder: Path
+) -> Init:
     """The init of a method, with its prior; ``seconds`` of CPU time in its info. Kept as a file."""
     path = folder / f"{safe_name(learner.name)}.npz"
     if path.exists():
         return load_init(path)
+    if isinstance(learner, Rounds):
+        return _keep(path, _refined(config, learner, pictures, folder))
     training = _training(config, config.width, learner.inner_steps)
     start = process_time()
     init = metatrain.meta_train(training, learner.method, pictures, None, common.print_progress())
     seconds = process_time() - start
     init = _with_prior(training, init, pictures)
     return _keep(path, replace(init, info={**init.info, "seconds": seconds}))
+
+
+def _refined(config: Config, learner: Rounds, pictures: Sequence[Image], folder: Path) -> Init:
+    """The seconds are those of the rounds and of the method before them."""
+    if learner.start is None:
+        init = random_init(config, config.width, pictures, folder)
+    else:
+        init = learn(config, learner.start, pictures, folder)
+    training = replace(
+        _training(config, config.width, 1),  # rounds take no inner steps
+        rounds=learner.rounds,
+        round_images=learner.round_images,
+        round_steps=learner.round_steps,
+    )
+    start = process_time()
+    refined = metatrain.refine_prior(training, init, pictures, None, common.print_progress())
+    seconds = init.info.get("seconds", 0.0) + process_time() - start
+    return replace(refined, info={**refined.info, "seconds": seconds})
 
 
 def random_init(config: Config, width: int, pictures: Sequence[Image], folder: Path) -> Init:
@@ -336,7 +385,7 @@ def table(
         f"# Meta-learning an init, width {config.width}, {num_images} crops of {config.size} x "
         f"{config.size} ({config.images}), {config.points_per_step} pixels a step, seed "
         f"{config.seed}",
-        f"Training, {seen} images seen by each method:",
+        f"Training, {seen} images seen by each method of MAML's kind:",
         markdown(
             ["method", "inner steps", "CPU seconds"],
             [[o.name, str(o.inner_steps), f"{seconds[o.name]:.0f}"] for o in config.learners],
@@ -487,13 +536,14 @@ def draw(config: Config, measured: Mapping[str, Measured]) -> Figure:
 class Options(common.Options):
     """The command line."""
 
+    question: Literal["methods", "rounds"] = "methods"
     output: Path = ROOT / "results" / "meta_learning"
 
 
 def main(options: Options) -> Path:
     """Set one device a core, cut the crops, run; returns the run folder."""
     fit.use_every_core()
-    config = SMOKE if options.smoke else Config()
+    config = SMOKE if options.smoke else QUESTIONS[options.question]
     cut = partial(activations.centre, size=config.size)
     training = [cut(image) for image in common.training(options)]
     images = common.pictures(options, slice(-config.num_images, None), cut)

@@ -380,6 +380,20 @@ def test_meta_learning_smoke(tmp_path: Path) -> None:
     assert (folder / "table.md").read_text() == text
 
 
+def test_rounds_of_meta_learning_go_on_from_what_they_follow(tmp_path: Path) -> None:
+    from experiments import meta_learning
+
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(8)]
+    config = replace(meta_learning.SMOKE, width=6, prior_steps=8)
+    rounds = meta_learning.Rounds("rounds", None, rounds=1, round_images=8, round_steps=8)
+    found = meta_learning.learn(config, rounds, pictures, tmp_path)
+    random = meta_learning.random_init(config, 6, pictures, tmp_path)
+    assert found.info["start"]["digest"] == random.digest.hex() != found.digest.hex()
+    assert found.info["seconds"] > 0 and rounds.inner_steps == 0 and found.rates is None
+    assert meta_learning.learn(config, rounds, [], tmp_path).digest == found.digest  # kept
+
+
 def test_an_unfitted_file_holds_the_init_itself() -> None:
     import numpy as np
 
