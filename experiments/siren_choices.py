@@ -185,6 +185,8 @@ def variants(config: Config, training: Sequence[Image], folder: Path) -> dict[st
         ),
     }
     found = {name: curve(name, make) for name, make in plain.items()}
+    if not config.ranks:
+        return found
     width, low_rank = config.low_rank_width, f"deltas of low rank, width {config.low_rank_width}"
     found[low_rank] = [
         (
@@ -216,16 +218,16 @@ def with_choices(
     config: Config, rows: Mapping[str, Sequence[RDPoint]]
 ) -> dict[str, Sequence[RDPoint]]:
     """The variants, and what a choice among some of them gives."""
-    default = rows["default"]
+    default, slope = rows["default"], codecs.MetaSiren.slope
     seeds = [default, *(rows[f"seed {seed}"] for seed in config.seeds)]
     slopes = [default, *(rows[f"slope {slope:g}"] for slope in config.slopes)]
-    slope = codecs.MetaSiren.slope
-    return {
-        **rows,
-        f"the best of {len(seeds)} seeds": best_of(seeds, slope),
-        f"the better of two inits, this one and of {W0_30}": best_of([default, rows[W0_30]], slope),
-        "any width and slope": [row for own in slopes for row in own],
-    }
+    name = f"the better of two inits, this one and of {W0_30}"
+    found = {**rows, name: best_of([default, rows[W0_30]], slope)}
+    if config.seeds:
+        found[f"the best of {len(seeds)} seeds"] = best_of(seeds, slope)
+    if config.slopes:
+        found["any width and slope"] = [row for own in slopes for row in own]
+    return found
 
 
 def best_of(many: Sequence[Sequence[RDPoint]], slope: float) -> list[RDPoint]:
