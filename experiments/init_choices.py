@@ -45,7 +45,8 @@ class Config:
     others: tuple[str, ...] = ()
 
 
-SMOKE = Config(widths=(24, 32), num_steps=8, num_images=1, images="smoke")
+SMOKE = Config(widths=(24, 32), num_steps=100, num_images=1, images="smoke")
+"""As many steps as it takes for the wider net to be the better one: a curve needs two points."""
 
 
 def digest(init: Init) -> str:

@@ -67,8 +67,9 @@ class Config:
 
 SMOKE = Config(
     widths=(24, 32), seeds=(1,), slopes=(0.6,), low_rank_width=24, ranks=(2, 4), search_steps=2,
-    num_steps=8, prior_images=1, prior_steps=4, num_images=1, images="smoke",
+    num_steps=100, prior_images=1, prior_steps=4, num_images=1, images="smoke",
 )  # fmt: skip
+"""As many steps as it takes for the wider net to be the better one: a curve needs two points."""
 
 
 # ---------------------------------------------------------------------------- low-rank deltas
