@@ -1,6 +1,8 @@
-"""Which learned init should a width of MetaSiren start from: how many outer steps, which w0?
+"""Which learned init should a width of MetaSiren start from: how many outer steps, which w0, how
+many rounds of fits?
 
-Claim: what results/README.md tells of the runs that packaged inits were chosen by.
+Claim: none; for whoever learns other inits. What the packaged ones' rounds are worth is measured by
+experiments/siren_choices.py.
 Command: python -m experiments.init_choices --data DIR --inits FILE [FILE ...]   (DIR holds cid22/;
 or set INRJAX_DATA), files of experiments/train_inits.py --output FOLDER.
 Minutes: on 2 cores 3 to 8 for each init from width 64 to 104, as many for each width of the

@@ -7,7 +7,7 @@ net. Without the rounds of fits that its init comes from files need 5 % more byt
 prior's learned scales 3 %.
 Command: python -m experiments.siren_choices --data DIR    (DIR holds cid22/; or set INRJAX_DATA)
 Minutes: about 20 on 2 cores. A stopped run goes on: rows that exist are kept.
-    With --seeds --slopes --ranks, all three empty, 10 for the rest.
+    With --seeds --slopes --ranks, all three empty: the rest, 20 on a machine half as fast.
 Expected: the table in results/siren_choices/<config hash>/table.md.
 
 Measured on cid22 images that were held back from training, one change at a time, from files that

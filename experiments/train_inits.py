@@ -3,6 +3,7 @@ part of cid22.
 
 Claim: what experiments/init_gain.py and siren_choices.py measure of them.
 Command: python -m experiments.train_inits --data DIR   (DIR holds cid22/; or set INRJAX_DATA)
+    The packaged ones differ in some options by width: results/README.md has each command.
 Minutes: about 65 on 2 cores for all widths, 45 of them the rounds'; a stopped run goes on where it
 was.
 Expected: inrjax/inits/siren_wNNN.npz, each with the digest that `inrjax info` shows for its files.

@@ -485,8 +485,8 @@ class MetaTrain:
     steps: Annotated[int, _STEPS] = 3000
     """Steps of meta-training."""
     rounds: Annotated[int, _ROUNDS] = 3
-    """Rounds after it, in each of which 48 of the pictures are fitted. None if it is 0, or for
-    fewer than 8 pictures."""
+    """Rounds after it, in each of which up to 48 of the pictures are fitted. None if it is 0, or
+    for fewer than 8 pictures."""
     seed: Annotated[int, _SEED] = 0
     """Of the random numbers."""
     resume: bool = False
