@@ -91,7 +91,7 @@ def _random_init(config: Config, shape: Shape, training: Sequence[Image]) -> Ini
 
 def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
     """Measure every net on the held-back images; returns the run folder."""
-    config = replace(config, init=packaged_init(config.packaged_width).digest.hex()[:8])
+    config = replace(config, init=packaged_init(config.packaged_width).short_digest)
     folder = results.run_folder(root, config)
     rows: dict[str, list[RDPoint]] = {}
     for name, init in variants(config, training).items():

@@ -221,7 +221,7 @@ def measure(config: Config, bases: Sequence[Base], data: Path | None, root: Path
     from inrjax.evaluate import evaluate, row_stream_path
 
     sets = test_images(config, data)
-    config = replace(config, bases=tuple(base.digest.hex()[:8] for base in bases))
+    config = replace(config, bases=tuple(base.short_digest for base in bases))
     folder = results.run_folder(root, config)
     results.note_provenance(folder, results.provenance(results.jax_device()))
     built = [
@@ -263,7 +263,7 @@ def table(config: Config, bases: Sequence[Base], lines: Sequence[Sequence[str]])
         f"{_of(base, 'tasks_per_step')} patches at {_of(base, 'points')} of their "
         f"{base.patch**2} pixels, {base.info.get('num_patches')} training patches "
         f"({base.info.get('training_set')}), mean training mse of the last steps "
-        f"{base.info.get('losses', [float('nan')])[-1]:.4g}, digest {base.digest.hex()[:8]}"
+        f"{base.info.get('losses', [float('nan')])[-1]:.4g}, digest {base.short_digest}"
         for base in bases
     ]
     published = markdown(

@@ -107,7 +107,7 @@ def prior_means(config: Config, training: Sequence[Image]) -> dict[str, Init]:
 
 def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
     """Measure every variant on the held-back images; returns the run folder."""
-    config = replace(config, init=packaged_init(config.width).digest.hex()[:8])
+    config = replace(config, init=packaged_init(config.width).short_digest)
     folder = results.run_folder(root, config)
     summaries: dict[str, Summary] = {}
     for name, codec in variants(config, training).items():

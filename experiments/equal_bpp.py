@@ -102,7 +102,7 @@ def run(
     config: Config, images: Mapping[str, Image], root: Path, work: Path, results_root: Path
 ) -> Path:
     """Measure, and write rows.csv and the streams, of each rate, provenance.json and table.md."""
-    config = replace(config, base=grids.packaged_base().digest.hex()[:8])
+    config = replace(config, base=grids.packaged_base().short_digest)
     folder = results.run_folder(root, config)
     note_provenance(folder)
     found = find_codecs(results_root, config.images)

@@ -230,7 +230,7 @@ def wavelet(base: GridBase) -> GridBase:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure every variant; returns the run folder."""
-    config = replace(config, base=grids.packaged_base().digest.hex()[:8])
+    config = replace(config, base=grids.packaged_base().short_digest)
     folder = results.run_folder(root, config)
     note_provenance(folder)
     rows: dict[str, list[RDPoint]] = {}

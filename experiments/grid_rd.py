@@ -68,7 +68,7 @@ def build_codecs(config: Config) -> list[Codec]:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure, and write rows.csv, provenance.json, table.md and the figure."""
-    config = replace(config, base=grids.packaged_base().digest.hex()[:8])
+    config = replace(config, base=grids.packaged_base().short_digest)
     folder = results.run_folder(root, config)
     note_provenance(folder)
     rows = evaluate(
@@ -112,7 +112,7 @@ def table(config: Config, rows: Sequence[RDPoint], summaries: Sequence[Summary])
         f"# Latents under learned nets on {config.images}, from files",
         f"{len({r.image for r in rows})} images; seed {config.seed}; {config.iterations} proximal "
         "steps a fit. PSNR is the mean of the images' PSNRs, the PSNR of the mean error beside it. "
-        f"Bytes are whole files; both sides share the base {base.digest.hex()[:8]} beside them, "
+        f"Bytes are whole files; both sides share the base {base.short_digest} beside them, "
         f"{base.shared_bytes} bytes. Seconds are wall seconds an image, of a batch of all.",
         markdown(header, points),
         "## BD-rate of LatentGrid",

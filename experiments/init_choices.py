@@ -51,28 +51,22 @@ SMOKE = Config(widths=(24, 32), num_steps=100, num_images=1, images="smoke")
 """As many steps as it takes for the wider net to be the better one: a curve needs two points."""
 
 
-def digest(init: Init) -> str:
-    """The first 8 hexadecimal digits of an init's digest."""
-    return init.digest.hex()[:8]
-
-
 def run(config: Config, others: Sequence[Init], images: Mapping[str, Image], root: Path) -> Path:
     """Measure the packaged inits and the others; returns the run folder."""
     packaged = [packaged_init(width) for width in config.widths]
-    config = replace(
-        config, packaged=tuple(map(digest, packaged)), others=tuple(map(digest, others))
-    )
+    ours, theirs = (tuple(i.short_digest for i in inits) for inits in (packaged, others))
+    config = replace(config, packaged=ours, others=theirs)
     folder = results.run_folder(root, config)
     note_provenance(folder)
     measured: list[tuple[Init, list[RDPoint]]] = []
     for init in [*packaged, *others]:
-        print(f"width {init.net.width}, init {digest(init)}", flush=True)
+        print(f"width {init.net.width}, init {init.short_digest}", flush=True)
         codec = codecs.MetaSiren(
             init.net.width, config.num_steps, config.seed, init=init,
             search_steps=config.search_steps,
         )  # fmt: skip
         rows = evaluate(
-            [codec], images, folder / digest(init), batch_size=len(images),
+            [codec], images, folder / init.short_digest, batch_size=len(images),
             on_progress=common.print_progress(),
         )  # fmt: skip
         measured.append((init, rows))
@@ -106,12 +100,12 @@ def table(config: Config, measured: Sequence[tuple[Init, Sequence[RDPoint]]]) ->
     """One line an init; the packaged ones, which make the curves, come first."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for init, rows in measured:
-        if digest(init) in config.packaged:
+        if init.short_digest in config.packaged:
             for row in rows:
                 curves.setdefault(row.image, []).append((row.bpp, row.psnr))
     lines: list[list[str]] = []
     for init, rows in measured:
-        own = digest(init) in config.packaged
+        own = init.short_digest in config.packaged
         [means] = results.summarise(rows)
         cells = [f"{means.num_bytes:.0f}", f"{means.bpp:.4f}", f"{means.psnr:.2f}"]
         lines.append([*_about(init), *cells, *(("packaged", "") if own else _beside(curves, rows))])
@@ -130,7 +124,7 @@ def table(config: Config, measured: Sequence[tuple[Init, Sequence[RDPoint]]]) ->
 def _about(init: Init) -> list[str]:
     net, encoding = init.net, init.net.encoding
     frequencies = f"{encoding.num_frequencies}, ratio {encoding.ratio:g}" if encoding else "none"
-    return [str(net.width), f"{net.w0:g}", frequencies, *_training(init), digest(init)]
+    return [str(net.width), f"{net.w0:g}", frequencies, *_training(init), init.short_digest]
 
 
 def _training(init: Init) -> tuple[str, str]:

@@ -64,7 +64,7 @@ def random_init(learned: Init, config: Config) -> Init:
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure both inits under both optimisers; writes a folder for each, and one table."""
     learned = packaged_init(config.width)
-    config = replace(config, init=learned.digest.hex()[:8])
+    config = replace(config, init=learned.short_digest)
     images = dict(list(images.items())[: config.num_images])
     folder = results.run_folder(root, config)
     inits = {"learned": learned, "random": random_init(learned, config)}

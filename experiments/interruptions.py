@@ -604,7 +604,7 @@ def _disk_kib(folder: Path) -> int:
 
 def run(config: Config, root: Path) -> Path:
     """Do the trials that were not done yet; returns the run folder."""
-    config = replace(config, init=packaged_init(codecs.inr.WIDTHS[0]).digest.hex()[:8])
+    config = replace(config, init=packaged_init(codecs.inr.WIDTHS[0]).short_digest)
     folder = results.run_folder(root, config)
     state_path = folder / "trials.json"
     state = json.loads(state_path.read_text("utf-8")) if state_path.exists() else {"done": []}

@@ -138,7 +138,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
 
 def with_inits(config: Config) -> Config:
     """The config with the digests of the packaged inits that it uses."""
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(packaged_init(width).short_digest for width in config.widths)
     return replace(config, inits=digests)
 
 

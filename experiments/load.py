@@ -253,7 +253,7 @@ def free_port() -> int:
 
 def run(config: Config, root: Path) -> Path:
     """Do the parts that were not done yet, write the table; returns the run folder."""
-    config = replace(config, init=packaged_init(codecs.inr.WIDTHS[0]).digest.hex()[:8])
+    config = replace(config, init=packaged_init(codecs.inr.WIDTHS[0]).short_digest)
     folder = results.run_folder(root, config)
     memory, together = folder / "memory.csv", folder / "together.json"
     if not memory.exists():

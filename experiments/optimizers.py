@@ -334,7 +334,7 @@ CID22, KODAK = "curves", "kodak"
 
 def open_run(config: Config, root: Path) -> tuple[Config, Path]:
     """The config with its init, and its run folder."""
-    config = replace(config, init=packaged_init(config.meta_width).digest.hex()[:8])
+    config = replace(config, init=packaged_init(config.meta_width).short_digest)
     return config, results.run_folder(root, config)
 
 

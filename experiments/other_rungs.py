@@ -90,7 +90,7 @@ def note_of(base: Base) -> BaseNote:
     """What is noted of a base."""
     made: Mapping[str, Any] = base.info.get("config", {})
     return BaseNote(
-        base.digest.hex()[:8], base.net.width, base.net.depth, base.latent_dim, base.patch,
+        base.short_digest, base.net.width, base.net.depth, base.latent_dim, base.patch,
         base.shared_bytes, int(made.get("num_steps", 0)), str(base.info.get("training_set", "")),
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def run(config: Config, bases: Sequence[Base], images: Mapping[str, Image], root
     """Measure; returns the run folder."""
     config = replace(
         config,
-        inits=tuple(packaged_init(width).digest.hex()[:8] for width in config.widths),
+        inits=tuple(packaged_init(width).short_digest for width in config.widths),
         bases=tuple(map(note_of, bases)),
     )
     folder = results.run_folder(root, config)

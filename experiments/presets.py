@@ -94,9 +94,8 @@ SMOKE = Config(
 
 def run(config: Config, images: Mapping[str, Image], chosen: Sequence[Preset], root: Path) -> Path:
     """Measure the commands of the chosen presets, then the seeds; returns the run folder."""
-    digests = packaged_init(config.width).digest, grids.packaged_base().digest
-    init, base = (digest.hex()[:8] for digest in digests)
-    config = replace(config, init=init, base=base)
+    init, base = packaged_init(config.width), grids.packaged_base()
+    config = replace(config, init=init.short_digest, base=base.short_digest)
     folder = results.run_folder(root, config)
     note_provenance(folder)
     # First, while this process has computed nothing and its threads sleep.

@@ -177,7 +177,7 @@ def _by_image(rows: Sequence[RDPoint]) -> dict[str, Points]:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure every codec on the images; returns the run folder."""
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.curve_widths)
+    digests = tuple(packaged_init(width).short_digest for width in config.curve_widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     rows = evaluate(

@@ -96,7 +96,7 @@ def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
 
 def _shared(codec: str) -> str:
     if codec == "latent-grid":
-        return grids.packaged_base().digest.hex()[:8]
+        return grids.packaged_base().short_digest
     inits = b"".join(packaged_init(width).digest for width in packaged_widths())
     return hashlib.sha256(inits).hexdigest()[:8]
 

@@ -231,7 +231,7 @@ def least_seconds(function: Callable[[], object], repeats: int) -> float:
 
 def run(config: Config, root: Path, repeats: int = 5) -> Path:
     """Write the pictures, encode them, write CSV, figure and table; returns the run folder."""
-    config = replace(config, init=packaged_init(config.width).digest.hex()[:8])
+    config = replace(config, init=packaged_init(config.width).short_digest)
     folder = results.run_folder(root, config)
     pictures = folder / "streams" / "pictures"
     names = write_pictures(pictures, config)

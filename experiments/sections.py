@@ -72,7 +72,7 @@ def fitted_streams(
     config: Config, images: Mapping[str, Image]
 ) -> tuple[Config, dict[tuple[str, str], bytes]]:
     """The config with the inits that it uses, and the streams of all images at all widths."""
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(packaged_init(width).short_digest for width in config.widths)
     streams = {}
     for width in config.widths:
         codec = codecs.MetaSiren(width, config.num_steps, config.seed)

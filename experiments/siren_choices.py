@@ -251,7 +251,7 @@ def best_of(many: Sequence[Sequence[RDPoint]], slope: float) -> list[RDPoint]:
 def run(config: Config, training: Sequence[Image], images: Mapping[str, Image], root: Path) -> Path:
     """Measure every variant; returns the run folder."""
     widths = sorted({*config.widths, config.low_rank_width})
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in widths)
+    digests = tuple(packaged_init(width).short_digest for width in widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     note_provenance(folder)

@@ -98,7 +98,7 @@ def build_series(config: Config) -> dict[str, list[Coded]]:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure, and write rows.csv, provenance.json, side.json and table.md."""
-    digests = tuple(strumpler.learned_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(strumpler.learned_init(width).short_digest for width in config.widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     note_provenance(folder)
@@ -262,7 +262,7 @@ def main(options: Options) -> Path:
     fit.use_every_core()
     config, images = chosen_images(options)
     if options.redraw:
-        digests = tuple(strumpler.learned_init(width).digest.hex()[:8] for width in config.widths)
+        digests = tuple(strumpler.learned_init(width).short_digest for width in config.widths)
         config = replace(config, inits=digests)
         folder = results.run_folder(options.output, config)
         report(config, images, folder)

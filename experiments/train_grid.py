@@ -81,7 +81,7 @@ def run(
     base = grids.make_base(config.training.net, shared.synthesis, shared.context, info)
     output.parent.mkdir(parents=True, exist_ok=True)
     grids.save_grid_base(output, base)
-    print(f"{output.name}: digest {base.digest.hex()[:8]}, {base.shared_bytes} shared bytes")
+    print(f"{output.name}: digest {base.short_digest}, {base.shared_bytes} shared bytes")
     return output
 
 

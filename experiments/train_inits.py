@@ -95,9 +95,7 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         path = output / f"siren_w{width:03d}.npz"
         _retire(path, init)
     save_init(path, init)
-    print(
-        f"{path.name}: digest {init.digest.hex()[:8]}, {init.shared_bytes} shared bytes", flush=True
-    )
+    print(f"{path.name}: digest {init.short_digest}, {init.shared_bytes} shared bytes", flush=True)
     return path
 
 

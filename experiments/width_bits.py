@@ -113,7 +113,7 @@ def build_codecs(config: Config) -> list[Codec]:
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
     """Measure, and write rows.csv, provenance.json, table.md and the figure."""
-    digests = tuple(strumpler.learned_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(strumpler.learned_init(width).short_digest for width in config.widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     note_provenance(folder)

@@ -48,7 +48,7 @@ SMOKE = Config(widths=(24,), num_steps=4, num_images=1, images="smoke")
 
 def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -> Path:
     """Measure every width; returns the path of the table."""
-    digests = tuple(packaged_init(width).digest.hex()[:8] for width in config.widths)
+    digests = tuple(packaged_init(width).short_digest for width in config.widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
     series = [

@@ -91,6 +91,11 @@ class Base:
         return trees.digest(self._decoder_parts(), label)
 
     @property
+    def short_digest(self) -> str:
+        """The digest's first 8 hexadecimal digits: what file names, configs and tables say."""
+        return self.digest.hex()[:8]
+
+    @property
     def shared_bytes(self) -> int:
         """Bytes that a decoder needs beside the files: the arrays as stored."""
         return sum(np.asarray(leaf).nbytes for _, leaf in trees.leaves(self._decoder_parts()))

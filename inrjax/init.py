@@ -80,6 +80,11 @@ class Init:
         return trees.digest(parts, json.dumps(siren_to_dict(self.net), sort_keys=True))
 
     @property
+    def short_digest(self) -> str:
+        """The digest's first 8 hexadecimal digits: what file names, configs and tables say."""
+        return self.digest.hex()[:8]
+
+    @property
     def shared_bytes(self) -> int:
         """Bytes that a decoder needs beside the file: params, keep and envelope as stored."""
         parts = (self.params, self.keep, self.envelope)
@@ -205,7 +210,7 @@ def find_init(digest_start: bytes) -> Init | None:
 def digest_name(init: Init) -> str:
     """The file name of an init by its digest: of one that a codec names, or that new files do not
     use any more."""
-    return f"siren_w{init.net.width:03d}_{init.digest.hex()[:8]}.npz"
+    return f"siren_w{init.net.width:03d}_{init.short_digest}.npz"
 
 
 @lru_cache(maxsize=32)

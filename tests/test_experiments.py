@@ -517,7 +517,7 @@ def test_train_inits_smoke(
     [named] = train_inits.main([*options.split(), *net.split(), *folders])
     init = load_init(named)
     assert (init.net.w0, init.net.encoding) == (30, Encoding(16, 1.4)) and path.exists()
-    assert named.name == f"siren_w008_{init.digest.hex()[:8]}.npz"
+    assert named.name == f"siren_w008_{init.short_digest}.npz"
     folders[-1] = str(tmp_path / "again")
     module, *words = init.info["command"].removeprefix("python -m ").split()
     assert train_inits.__name__ == module and train_inits.main([*words, *folders]) == [named]
@@ -535,7 +535,7 @@ def test_train_inits_goes_on_from_a_packaged_init(
     folders = ["--output", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
     rounds = "--rounds 1 --round-images 2 --round-steps 2 --max-images 2"
     options = [*rounds.split(), *folders, "--start"]
-    [path] = train_inits.main([*options, start.digest.hex()[:8]])
+    [path] = train_inits.main([*options, start.short_digest])
     init = load_init(path)
     assert init.net == start.net and trees.digest(init.params) != trees.digest(start.params)
     assert trees.digest(init.rates or {}) == trees.digest(start.rates or {})
@@ -619,7 +619,7 @@ def test_the_ladder_finds_strumplers_run_and_tells_its_bits_apart(
 
     shutil.copytree(kodak_smoke, tmp_path / "kodak_rd" / kodak_smoke.name)
     rows = [r for r in results.read_rows(kodak_smoke / "rows.csv") if r.codec == "meta-siren"]
-    digest = learned_init(24).digest.hex()[:8]
+    digest = learned_init(24).short_digest
     config = replace(strumpler.SMOKE, basic_bits=(8, 7), inits=(digest,))
     made = [codec for curve in strumpler.build_series(config).values() for codec in curve]
     measured = [replace(r, codec=c.name, setting=c.setting) for c in made for r in rows]
@@ -945,7 +945,7 @@ def test_rate_control_smoke(tmp_path: Path) -> None:
     folder = rate_control.main(rate_control.Options(output=tmp_path, smoke=True))
     # A run is of one base: rows of the base before are not taken for those of this one.
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    assert config["shared"] == grids.packaged_base().digest.hex()[:8]
+    assert config["shared"] == grids.packaged_base().short_digest
     rows = (folder / "files.csv").read_text("utf-8").splitlines()
     assert len(rows) == 4 and "--max-bytes,400" in rows[3]
     before = rows

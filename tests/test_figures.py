@@ -441,7 +441,7 @@ def test_the_window_is_where_the_errors_are() -> None:
 
 
 def test_a_kept_stream_is_not_fitted_again(tmp_path, photo) -> None:
-    fit = comparison.Fit(comparison.packaged_init(24).digest.hex()[:8], width=24, num_steps=2)
+    fit = comparison.Fit(comparison.packaged_init(24).short_digest, width=24, num_steps=2)
     shown = {"a": photo(24, 32)}
     first = comparison.our_streams(shown, fit, tmp_path)
     [path] = tmp_path.rglob("*.inr")

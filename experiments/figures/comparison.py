@@ -65,7 +65,7 @@ def draw(source: Source, style: Style, index: int) -> Figure:
     pictures = read_pictures(source.images)
     if index >= len(pictures):
         raise ValueError(f"{source.images} holds {len(pictures)} picture(s), expected {index + 1}")
-    init = packaged_init(source.width).digest.hex()[:8]
+    init = packaged_init(source.width).short_digest
     streams = our_streams(pictures, Fit(init, source.width, source.num_steps), source.cache)
     name = list(pictures)[index]
     ours = streams[name]
@@ -107,7 +107,7 @@ class KeptFiles:
 
     def encode(self, codec: Codec, image: Image) -> bytes:
         """The codec's file of an image."""
-        base = grids.packaged_base().digest.hex()[:8]
+        base = grids.packaged_base().short_digest
         digest = trees.digest({"image": image}).hex()[:12]
         path = self.folder / f"{codec.name}_{codec.setting}_{base}_{digest}.inr"
         if not path.exists():
