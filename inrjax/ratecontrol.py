@@ -33,7 +33,7 @@ STEEPEST = 2.4
 """Beyond `SLOPES`, where PSNR falls ever faster and some pictures fall apart: for what lies between
 the least of a width and the most of the next narrower one, and below the least of all."""
 
-_MAX_WIDTHS = 3  # fits of a picture
+_MAX_WIDTHS = 3  # fits of a picture before its slopes are tried, and again while they are
 _MAX_REFINEMENTS = 10
 _MAX_STEEP_REFINEMENTS = 16  # where PSNR may move by 0.3 dB from a slope to the very next
 _REFINE_SHARE = 0.1  # steps of a refinement, of those of a fit
@@ -42,6 +42,7 @@ _PROBE_SHARE = 0.25  # steps of the fit that a PSNR is predicted from
 _OCTAVES_PER_OCTAVE = -0.31  # of bytes, for one of the slope
 _REACH = 0.4  # octaves of bytes that the slope changes without harm
 _MARGIN = 0.02  # octaves below a limit that the search aims at
+_MOST = 1.0  # octaves: files further off count as this where a line is drawn through them
 _FAR = 16.0  # octaves: no file is further from its target, so that lines through it can be drawn
 
 
@@ -192,7 +193,7 @@ def encode_to(
       codec: steps, seed and optimiser of the fits; its slope is where the search starts. One with
         an init of its own keeps its width.
       model: the widths to choose from, each with a packaged init; see `packaged_model`.
-      on_progress: of each fit, one after the other.
+      on_progress: of each fit, refinement and search, one after the other.
 
     Raises:
       UnreachableError: no width and slope meet the target. ValueError: as the codec.
@@ -298,7 +299,7 @@ class _Search:
         """PSNR in dB of a short fit."""
         steps = max(1, round(_PROBE_SHARE * self._codec.num_steps))
         codec = replace(self._codec, width=width, num_steps=steps, search_steps=0)
-        [learned] = codec.fit([self.image])
+        [learned] = codec.fit([self.image], self._on_progress)
         return self._measure(codec, learned).psnr
 
     def excess(self, measured: Measured) -> float:
@@ -334,22 +335,15 @@ class _Search:
         start, excess = math.log2(max(base.codec.slope, SLOPES[0])), self.excess(base.measured)
         self.tried[width] = [excess]
         at = start + excess / -_OCTAVES_PER_OCTAVE
-        too_large: tuple[float, float] | None = None  # (log2 slope, excess > 0), the nearest
-        too_small: tuple[float, float] | None = None
+        bracket = _FalsePosition(_MOST)
         for _ in range(_MAX_REFINEMENTS):
             at = min(max(at, low), high)
             excess = self._refine(base, 2**at)
             if self.is_met():
                 return
-            if excess > 0:
-                too_large = (at, excess)
-                too_small = too_small and (too_small[0], too_small[1] / 2)
-            else:
-                too_small = (at, excess)
-                too_large = too_large and (too_large[0], too_large[1] / 2)
-            if too_large and too_small:
-                (a, fa), (b, fb) = too_large, too_small
-                at = a + (b - a) * fa / (fa - fb)
+            bracket.add(at, excess)
+            if bracket.is_closed:
+                at = bracket.next()
             elif at == (high if excess > 0 else low):
                 return
             else:
@@ -363,31 +357,29 @@ class _Search:
             return
         width = min(all_too_large)
         base = self.fits[width]
-        # As little as it takes for the rule not to be led astray by a picture that fell apart.
-        a, too_large = math.log2(SLOPES[1]), min(1.0, self.tried[width][-1])
-        b, too_small = math.log2(STEEPEST), -1.0
+        bracket = _FalsePosition(_MOST)
+        bracket.add(math.log2(SLOPES[1]), self.tried[width][-1])
+        bracket.add(math.log2(STEEPEST), -1.0)
         for _ in range(_MAX_STEEP_REFINEMENTS):
-            at = a + (b - a) * too_large / (too_large - too_small)
+            at = bracket.next()
             excess = self._refine(base, 2**at)
             if self.is_met():
                 return
-            if excess > 0:
-                a, too_large, too_small = at, min(1.0, excess), too_small / 2
-            else:
-                b, too_small, too_large = at, max(-1.0, excess), too_large / 2
+            bracket.add(at, excess)
 
     def _refine(self, base: _Fit, slope: float) -> float:
         """Another file of a fit; its excess."""
         codec = replace(base.codec, slope=slope)
         steps = max(_MIN_REFINE_STEPS, round(_REFINE_SHARE * codec.num_steps))
-        measured = self._measure(codec, codec.refine(self.image, base.learned, steps))
+        refined = codec.refine(self.image, base.learned, steps, self._on_progress)
+        measured = self._measure(codec, refined)
         self.files.append(measured)
         excess = self.excess(measured)
         self.tried[codec.width].append(excess)
         return excess
 
     def _measure(self, codec: MetaSiren, learned: Params) -> Measured:
-        [searched] = codec.search([self.image], [learned])
+        [searched] = codec.search([self.image], [learned], self._on_progress)
         return _measured(codec, self.image, codec.pack(self.image, searched))
 
     def is_met(self) -> bool:
@@ -403,6 +395,37 @@ class _Search:
         return _best(self.files, self.target)
 
 
+class _FalsePosition:
+    """Where a falling function crosses 0: regula falsi by the Illinois rule (Dowell and Jarratt
+    1971), by which an end that stays twice in a row counts half, so that it moves soon."""
+
+    def __init__(self, most: float) -> None:
+        """``most``: values further from 0 count as this."""
+        self._most = most
+        self._ends: dict[bool, tuple[float, float]] = {}  # is above 0 -> (place, value)
+        self._last: bool | None = None  # the side that moved last
+
+    def add(self, at: float, value: float) -> None:
+        """A place between the ends so far, or a first one on its side."""
+        side = value > 0
+        if self.is_closed:
+            if side == self._last:
+                place, kept = self._ends[not side]
+                self._ends[not side] = (place, kept / 2)
+            self._last = side
+        self._ends[side] = (at, min(max(value, -self._most), self._most))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether there are values on both sides of 0."""
+        return len(self._ends) == 2
+
+    def next(self) -> float:
+        """Where the line between the two ends crosses 0."""
+        (a, above), (b, below) = self._ends[True], self._ends[False]
+        return a + (b - a) * above / (above - below)
+
+
 def _measured(codec: Codec, image: Image, stream: bytes) -> Measured:
     [image_hat] = codec.decode([stream])
     bpp = metrics.bpp(len(stream), *image.shape[:2])
@@ -411,14 +434,17 @@ def _measured(codec: Codec, image: Image, stream: bytes) -> Measured:
 
 def _best(files: Sequence[Measured], target: Target) -> Measured:
     """The best of some files; UnreachableError if none will do."""
-    nearest = min(files, key=lambda file: abs(target.excess(file)))
+
+    def distance(file: Measured) -> float:
+        return abs(target.excess(file))
+
     if isinstance(target, MaxBytes):
         allowed = [file for file in files if target.allows(file)]
         if allowed:
             return max(allowed, key=lambda file: file.psnr)
-    elif target.is_met(nearest):
-        return nearest
-    raise UnreachableError(nearest)
+    elif met := [file for file in files if target.is_met(file)]:
+        return min(met, key=distance)
+    raise UnreachableError(min(files, key=distance))
 
 
 # ---------------------------------------------------------------------------- latent grids

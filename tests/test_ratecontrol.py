@@ -45,11 +45,11 @@ class FakeCodec:
         self._spend(self.num_steps)
         return [{"refined": 0.0}]
 
-    def refine(self, image, learned, num_steps):
+    def refine(self, image, learned, num_steps, on_progress=None):
         self._spend(num_steps)
         return {"refined": 1.0}
 
-    def search(self, images, fitted):
+    def search(self, images, fitted, on_progress=None):
         return [{**learned, "searched": self.search_steps} for learned in fitted]
 
     def _spend(self, steps: int) -> None:
@@ -277,6 +277,37 @@ def test_a_slope_of_0_is_a_place_to_start_from() -> None:
             return FakeCodec.pack(replace(self, slope=max(self.slope, 0.02)), image, learned)
 
     assert target.is_met(encode(target, Free(slope=0.0)))
+
+
+def test_of_several_files_that_meet_a_target_the_nearest_is_taken_and_no_other() -> None:
+    """Nearest in octaves is not nearest as a share: 10,202 bytes are nearer to 10,000 than 9,801."""
+    files = [Measured(bytes(size), size / 10_000, 30.0) for size in (10_202, 9_801, 9_805)]
+    assert ratecontrol._best(files[:2], TargetBpp(1.0)) == files[1]
+    assert ratecontrol._best(files, TargetBpp(1.0)) == files[2]
+    with pytest.raises(UnreachableError, match="10202 bytes"):
+        ratecontrol._best(files[:1], TargetBpp(1.0))
+
+
+@settings(deadline=None)
+@given(st.floats(-3, 3), st.floats(0.2, 5), st.floats(-0.9, 3))
+def test_the_place_where_a_bent_curve_crosses_0_is_found_soon(
+    zero: float, slope: float, bend: float
+) -> None:
+    def curve(x: float) -> float:
+        at = (x - zero) / 8
+        return -slope * (at + bend * at * abs(at))
+
+    bracket = ratecontrol._FalsePosition(most=1.0)
+    for end in (-4.0, 4.0):
+        bracket.add(end, curve(end))
+    assert bracket.is_closed
+    for _ in range(16):
+        at = bracket.next()
+        assert -4 <= at <= 4
+        if abs(curve(at)) < 1e-3:
+            return
+        bracket.add(at, curve(at))
+    pytest.fail("16 places were not enough")
 
 
 @pytest.mark.parametrize("make", [TargetBpp, TargetPsnr, MaxBytes])

@@ -225,7 +225,13 @@ class MetaSiren:
         shared = overfit.rate_shared(self.shared, self.slope, self.seed)
         return self._run(images, plan, chosen, shared, on_progress)
 
-    def refine(self, image: Image, learned: Params, num_steps: int) -> Params:
+    def refine(
+        self,
+        image: Image,
+        learned: Params,
+        num_steps: int,
+        on_progress: OnProgress | None = None,
+    ) -> Params:
         """Go on from what `fit` or `refine` learned of an image, at this codec's slope.
 
         Every step sees the params rounded, at a fifth of the learning rate: a file of another size
@@ -237,7 +243,7 @@ class MetaSiren:
         gentle = replace(whole, learning_rate=_REFINING * whole.learning_rate)
         plan = partial(self._plan, num_steps=num_steps, rounded_share=1.0)
         shared = overfit.rate_shared(self.shared, self.slope, self.seed)._replace(learned=learned)
-        return self._run([image], plan, gentle, shared, None)[0]
+        return self._run([image], plan, gentle, shared, on_progress)[0]
 
     def search(
         self,
