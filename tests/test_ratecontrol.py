@@ -280,7 +280,7 @@ def test_a_slope_of_0_is_a_place_to_start_from() -> None:
 
 
 def test_of_several_files_that_meet_a_target_the_nearest_is_taken_and_no_other() -> None:
-    """Nearest in octaves is not nearest as a share: 10,202 bytes are nearer to 10,000 than 9,801."""
+    """In octaves 10,202 bytes are nearer to 10,000 than 9,801 are, as a share they are not."""
     files = [Measured(bytes(size), size / 10_000, 30.0) for size in (10_202, 9_801, 9_805)]
     assert ratecontrol._best(files[:2], TargetBpp(1.0)) == files[1]
     assert ratecontrol._best(files, TargetBpp(1.0)) == files[2]
