@@ -56,8 +56,8 @@ class Config:
     prior_steps: int = 3000
     num_images: int = 8
     seed: int = 0
-    images: str = "cid22, held back"
-    init: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    init: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(

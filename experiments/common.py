@@ -29,12 +29,12 @@ class Options:
 
 
 @contextlib.contextmanager
-def exit_with_a_sentence() -> Iterator[None]:
+def exit_with_a_sentence(expected: type[ValueError] = ValueError) -> Iterator[None]:
     """A ValueError in the block, which reads what the command line names and computes nothing, ends
-    the process as a sentence."""
+    the process as a sentence; around what computes, only one that is ``expected``."""
     try:
         yield
-    except ValueError as error:
+    except expected as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -46,8 +46,8 @@ class Config:
     """Fits that the scales of each prior mean are estimated from; 0 leaves these variants out."""
     num_images: int = 8
     seed: int = 0
-    images: str = "cid22, held back"
-    init: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    init: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(

@@ -57,7 +57,7 @@ class Config:
     seed: int = 0
     images: common.SetName = "kodak"
     max_images: int = 24
-    base: str = ""
+    base: tyro.conf.Suppress[str] = ""
     schedule: tyro.conf.Suppress[gridfit.Schedule] = field(default_factory=gridfit.Schedule)
 
 

@@ -51,8 +51,8 @@ class Config:
     rate_weights: tuple[float, ...] = (0.71, 1.41)
     num_images: int = 8
     seed: int = 0
-    images: str = "cid22, held back"
-    base: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    base: tyro.conf.Suppress[str] = ""
     schedule: gridfit.Schedule = field(default_factory=gridfit.Schedule)
 
 

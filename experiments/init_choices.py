@@ -21,6 +21,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -42,9 +43,9 @@ class Config:
     search_steps: int = 0
     num_images: int = 8
     seed: int = 0
-    images: str = "cid22, held back"
-    packaged: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    packaged: tyro.conf.Suppress[tuple[str, ...]] = ()
+    others: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(widths=(24, 32), num_steps=100, num_images=1, images="smoke")
@@ -128,13 +129,17 @@ def _about(init: Init) -> list[str]:
 
 
 def _training(init: Init) -> tuple[str, str]:
-    """Outer steps of meta-training, and rounds after it, as the init tells them."""
-    config = init.info.get("config", {})
-    begun = init.info.get("start", init.info).get("config", {})
-    if not config.get("rounds"):
-        return str(begun.get("num_steps", "")), "0"
-    fits = f"{config['round_images']} fits of {config['round_steps']}"
-    return str(begun.get("num_steps", "")), f"{config['rounds']} of {fits}"
+    """Outer steps of meta-training, and rounds after it, as the init and those before it tell."""
+    chain: list[Mapping[str, Any]] = [init.info]
+    while "start" in chain[-1]:
+        chain.append(chain[-1]["start"])
+    configs = [info.get("config", {}) for info in reversed(chain)]
+    rounds = [
+        f"{config['rounds']} of {config['round_images']} fits of {config['round_steps']}"
+        for config in configs
+        if config.get("rounds")
+    ]
+    return str(configs[0].get("num_steps", "")), ", then ".join(rounds) or "0"
 
 
 def _beside(curves: Mapping[str, numbers.Curve], rows: Sequence[RDPoint]) -> list[str]:

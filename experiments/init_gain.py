@@ -42,8 +42,8 @@ class Config:
     bias_scale: float = 0.3
     num_images: int = 24
     seed: int = 0
-    images: str = "kodak"
-    init: str = ""
+    images: tyro.conf.Suppress[str] = "kodak"
+    init: tyro.conf.Suppress[str] = ""
 
 
 def random_init(learned: Init, config: Config) -> Init:

@@ -85,7 +85,7 @@ class Config:
     rounds: int = 2
     round_images: int = 8
     seed: int = 0
-    init: str = ""
+    init: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(
@@ -173,7 +173,7 @@ PHASES: Mapping[tuple[str, str], str] = {
     ("checkpoint.py", "save"): "saves a checkpoint",
     ("checkpoint.py", "restore"): "reads a checkpoint",
     ("metatrain.py", "learn_prior"): "fits for the prior",
-    ("metatrain.py", "refine_prior"): "fits for the prior",
+    ("metatrain.py", "_round"): "fits for the prior",
     ("metatrain.py", "meta_train"): "meta-trains",
     ("fit.py", "fit_batch"): "fits",
     ("inr.py", "pack"): "codes and decodes",

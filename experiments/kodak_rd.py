@@ -79,7 +79,7 @@ class Config:
     seed: int = 0
     images: common.SetName = "kodak"
     max_images: int = 24
-    inits: tuple[str, ...] = ()
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(
@@ -90,29 +90,31 @@ SMOKE = Config(
 
 def build_codecs(config: Config) -> list[Codec]:
     """Every codec at every rate, the quick ones first."""
-    points, coin_points = config.points_per_step, config.coin_points_per_step
+    points = config.coin_points_per_step
     return [
         *(codecs.Jpeg(q, optimize=False) for q in config.jpeg_qualities),
         *(codecs.Jpeg(q, optimize=True) for q in config.jpeg_qualities),
         *(codecs.Jpeg2000(r) for r in config.jpeg2000_ratios),
         *(codecs.WebP(q) for q in config.webp_qualities),
+        *(meta_siren(config, width) for width in config.widths),
         *(
-            codecs.MetaSiren(
-                width=w,
-                num_steps=config.num_steps,
-                seed=config.seed,
-                slope=config.slope,
-                optimizer=optimizers.Muon(config.learning_rate),
-                points_per_step=points,
-                search_steps=config.search_steps,
-            )
-            for w in config.widths
-        ),
-        *(
-            codecs.Coin(w, d, config.coin_steps, config.seed, points_per_step=coin_points)
+            codecs.Coin(w, d, config.coin_steps, config.seed, points_per_step=points)
             for w, d in config.coin_shapes
         ),
     ]
+
+
+def meta_siren(config: Config, width: int) -> codecs.MetaSiren:
+    """Of one width."""
+    return codecs.MetaSiren(
+        width=width,
+        num_steps=config.num_steps,
+        seed=config.seed,
+        slope=config.slope,
+        optimizer=optimizers.Muon(config.learning_rate),
+        points_per_step=config.points_per_step,
+        search_steps=config.search_steps,
+    )
 
 
 def run(config: Config, images: Mapping[str, Image], root: Path) -> Path:
@@ -166,33 +168,40 @@ def _num_rows(folder: Path) -> int:
 
 def measure_costs(config: Config, images: Mapping[str, Image], folder: Path) -> None:
     """One image alone through the command line, each verb in a fresh process: wall seconds and
-    peak memory, into cost.json. A resumed run does not measure them again."""
+    peak memory, into cost.json; of encoding only where it has options for the config. A resumed run
+    does not measure them again."""
     path = folder / "cost.json"
     if path.exists() and "decode_cold_seconds" in json.loads(path.read_text("utf-8")):
         return
     image = next(iter(images.values()))
     width = 32 if 32 in config.widths else config.widths[0]
+    costs: dict[str, float] = {"width": width}
+    options = encode_options(config, width)
     with tempfile.TemporaryDirectory() as temporary:
         photo, stream, decoded = (Path(temporary, n) for n in ("a.png", "a.inr", "b"))
         write_image(photo, image)
-        options = ["--width", str(width), *_fit_options(config)]
-        encode = time_cli(["encode", str(photo), "-o", str(stream), *options])
+        if options is None:
+            stream.write_bytes(meta_siren(config, width).encode([image])[0])
+        else:
+            seconds, memory = time_cli(["encode", str(photo), "-o", str(stream), *options])
+            costs |= {"encode_alone_seconds": seconds, "peak_memory_encode_gib": memory}
         decode = [time_cli(["decode", str(stream), "-o", f"{decoded}{i}.png"]) for i in range(3)]
-    costs = {
-        "width": width,
-        "encode_alone_seconds": encode[0],
-        "peak_memory_encode_gib": encode[1],
-        "decode_cold_seconds": sorted(decode)[1][0],
-        "peak_memory_decode_gib": max(memory for _, memory in decode),
-    }
+    costs["decode_cold_seconds"] = sorted(decode)[1][0]
+    costs["peak_memory_decode_gib"] = max(memory for _, memory in decode)
     update_costs(folder, costs)
 
 
-def _fit_options(config: Config) -> list[str]:
-    """Of `inrjax encode`: the preset that fits and searches as long, or the steps of the fit."""
+def encode_options(config: Config, width: int) -> list[str] | None:
+    """Of `inrjax encode`, those that make MetaSiren's files of the config; None if it has none."""
+    plain, without_option = Config(), ("slope", "learning_rate", "points_per_step")
+    if any(getattr(config, name) != getattr(plain, name) for name in without_option):
+        return None
     presets = {steps: name for name, steps in codecs.inr.PRESETS.items()}
     preset = presets.get((config.num_steps, config.search_steps))
-    return ["--preset", preset] if preset else ["--steps", str(config.num_steps)]
+    if preset is None and config.search_steps:
+        return None
+    length = ["--preset", preset] if preset else ["--steps", str(config.num_steps)]
+    return ["--width", str(width), "--seed", str(config.seed), *length]
 
 
 def update_costs(folder: Path, costs: Mapping[str, float]) -> None:
@@ -207,7 +216,7 @@ def time_cli(arguments: Sequence[str], cache: Path | None = None) -> tuple[float
     what it held: the system adds what this one holds. ``cache`` is where compiled programs are
     kept, the user's own folder without it.
 
-    Raises RuntimeError if the command fails.
+    Raises RuntimeError with what the command said if it fails.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if cache is not None:
@@ -222,7 +231,9 @@ def time_cli(arguments: Sequence[str], cache: Path | None = None) -> tuple[float
     )
     seconds = perf_counter() - start
     if done.returncode:
-        raise RuntimeError(f"inrjax {' '.join(arguments)} ended with exit code {done.returncode}")
+        raise RuntimeError(
+            f"inrjax {' '.join(arguments)} ended with exit code {done.returncode}: {done.stderr}"
+        )
     return seconds, int(done.stdout.splitlines()[-1]) / 2**30
 
 
@@ -342,10 +353,9 @@ def _coin(config: Config, summaries: Sequence[Summary]) -> list[str]:
     lines = []
     for width, depth in config.coin_shapes:
         s = measured[codecs.Coin(width, depth, config.coin_steps).setting]
-        bpp, psnr = COIN_PUBLISHED[width, depth]
-        lines.append(
-            [f"{depth}x{width}", f"{s.bpp:.4f}", f"{s.psnr:.2f}", f"{bpp:.4f}", f"{psnr:.2f}"]
-        )
+        known = COIN_PUBLISHED.get((width, depth))
+        theirs = (f"{known[0]:.4f}", f"{known[1]:.2f}") if known else ("", "")
+        lines.append([f"{depth}x{width}", f"{s.bpp:.4f}", f"{s.psnr:.2f}", *theirs])
     header = [
         "layers x width", "bpp measured", f"PSNR measured, {config.coin_steps} steps",
         "bpp published", "PSNR published, 50,000 steps",
@@ -357,9 +367,13 @@ def _costs(rows: Sequence[RDPoint], costs: Mapping[str, float]) -> str:
     ours = [row for row in rows if row.codec == "meta-siren"]
     minutes = sum(row.encode_seconds for row in ours) / 60
     slowest = max(row.encode_seconds for row in ours)
-    lines = [
-        [f"encode one image alone, width {costs['width']:.0f}, cold command, wall",
-         f"{costs['encode_alone_seconds']:.1f} s, {costs['peak_memory_encode_gib']:.2f} GiB"],
+    lines: list[list[str]] = []
+    if "encode_alone_seconds" in costs:
+        lines.append(
+            [f"encode one image alone, width {costs['width']:.0f}, cold command, wall",
+             f"{costs['encode_alone_seconds']:.1f} s, {costs['peak_memory_encode_gib']:.2f} GiB"]
+        )  # fmt: skip
+    lines += [
         ["decode one image, cold command, wall (median of 3)",
          f"{costs['decode_cold_seconds']:.2f} s, {costs['peak_memory_decode_gib']:.2f} GiB"],
         ["MetaSiren in a batch of all images, slowest width, wall / images", f"{slowest:.1f} s"],
@@ -402,15 +416,23 @@ def main(options: Options) -> Path:
     from inrjax import fit
 
     fit.use_every_core()
-    config = SMOKE if options.smoke else options.config
-    if options.redraw:
-        config = with_inits(config)
+    with common.exit_with_a_sentence():
+        config = with_inits(SMOKE if options.smoke else options.config)
+        rows = _rows_to_redraw(options.output, config) if options.redraw else None
+    if rows is not None:
         folder = results.run_folder(options.output, config)
-        report(config, folder, results.read_rows(folder / "rows.csv"))
+        report(config, folder, rows)
     else:
         images = common.named(config.images, options.data, config.max_images)
         folder = run(config, images, options.output)
     return common.show(folder)
+
+
+def _rows_to_redraw(root: Path, config: Config) -> list[RDPoint]:
+    path = root / results.config_hash(config) / "rows.csv"
+    if not path.exists():
+        raise ValueError(f"{path} is not there: run the same command without --redraw first")
+    return results.read_rows(path)
 
 
 if __name__ == "__main__":

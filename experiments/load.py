@@ -60,7 +60,7 @@ class Config:
     shared: int = 40
     num_steps: int = 4
     seed: int = 0
-    init: str = ""
+    init: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(num_images=12, side=8, num_shapes=2, largest=100, processes=2, shared=4, num_steps=2)

@@ -27,6 +27,7 @@ log(steps). Intervals are 95 % percentiles over resamples of the images. ``--smo
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,7 +119,7 @@ class Config:
     size: int = 256
     num_images: int = 24
     seed: int = 0
-    images: str = "cid22, held back"
+    images: tyro.conf.Suppress[str] = "cid22, held back"
 
 
 QUESTIONS = {"methods": Config(), "rounds": Config(learners=ROUNDS, optimizers=OPTIMIZERS[:1])}
@@ -128,6 +129,12 @@ SMOKE = Config(
     reference_widths=(24,), reference_from=40, optimizers=OPTIMIZERS[1:], points_per_step=256,
     size=48, num_images=2, images="smoke",
 )  # fmt: skip
+
+
+SMOKES = {
+    "methods": SMOKE,
+    "rounds": replace(SMOKE, learners=(Rounds("rounds of fits", None, 1, 8, round_steps=40),)),
+}
 
 
 # ---------------------------------------------------------------------------- inits
@@ -143,11 +150,12 @@ def learn(
     if isinstance(learner, Rounds):
         return _keep(path, _refined(config, learner, pictures, folder))
     training = _training(config, config.width, learner.inner_steps)
-    start = process_time()
-    init = metatrain.meta_train(training, learner.method, pictures, None, common.print_progress())
-    seconds = process_time() - start
-    init = _with_prior(training, init, pictures)
-    return _keep(path, replace(init, info={**init.info, "seconds": seconds}))
+    init, seconds = _timed(
+        folder / "stopped" / path.stem,
+        partial(metatrain.meta_train, training, learner.method, pictures),
+    )
+    learned = metatrain.learn_prior(training, init, pictures)
+    return _keep(path, replace(learned, info={**init.info, "seconds": seconds}))
 
 
 def _refined(config: Config, learner: Rounds, pictures: Sequence[Image], folder: Path) -> Init:
@@ -162,10 +170,28 @@ def _refined(config: Config, learner: Rounds, pictures: Sequence[Image], folder:
         round_images=learner.round_images,
         round_steps=learner.round_steps,
     )
-    start = process_time()
-    refined = metatrain.refine_prior(training, init, pictures, None, common.print_progress())
-    seconds = init.info.get("seconds", 0.0) + process_time() - start
+    refined, seconds = _timed(
+        folder / "stopped" / safe_name(learner.name),
+        partial(metatrain.refine_prior, training, init, pictures),
+    )
+    seconds += init.info.get("seconds", 0.0)
     return replace(refined, info={**refined.info, "seconds": seconds})
+
+
+def _timed(folder: Path, learn: Callable[[Path, OnProgress], Init]) -> tuple[Init, float]:
+    """What is learned, from checkpoints in the folder on if there are any, and the seconds of CPU
+    time, with those of a run that was stopped up to its last report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "seconds.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else 0.0
+    start, show = process_time(), common.print_progress()
+
+    def on_progress(done: int, total: int) -> None:
+        show(done, total)
+        results.write_json(path, before + process_time() - start)
+
+    init = learn(folder / "checkpoints", on_progress)
+    return init, before + process_time() - start
 
 
 def random_init(config: Config, width: int, pictures: Sequence[Image], folder: Path) -> Init:
@@ -190,15 +216,10 @@ def _training(config: Config, width: int, inner_steps: int) -> metatrain.MetaTra
     )
 
 
-def _with_prior(training: metatrain.MetaTrainConfig, init: Init, pictures: Sequence[Image]) -> Init:
-    """The prior around the init, not around 0."""
-    keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
-    return metatrain.learn_prior(training, replace(init, keep=trees.from_leaves(keep)), pictures)
-
-
 def _keep(path: Path, init: Init) -> Init:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_init(path, init)
+    shutil.rmtree(path.parent / "stopped" / path.stem, ignore_errors=True)
     return init
 
 
@@ -543,9 +564,11 @@ class Options(common.Options):
 def main(options: Options) -> Path:
     """Set one device a core, cut the crops, run; returns the run folder."""
     fit.use_every_core()
-    config = SMOKE if options.smoke else QUESTIONS[options.question]
+    config = (SMOKES if options.smoke else QUESTIONS)[options.question]
     cut = partial(activations.centre, size=config.size)
     training = [cut(image) for image in common.training(options)]
+    if options.smoke:  # one image is too few for rounds
+        training = [image[y : y + 16] for image in training for y in range(0, 32, 4)]
     images = common.pictures(options, slice(-config.num_images, None), cut)
     return common.show(run(config, training, images, options.output))
 

@@ -64,7 +64,7 @@ class Config:
     each of the two runs of tests; ``memory``: bytes of address space; ``share``: of the mutants
     that is drawn, by the seed."""
 
-    source: str = ""
+    source: tyro.conf.Suppress[str] = ""
     seconds: int = 120
     memory: int = 16 << 30
     share: float = 1.0

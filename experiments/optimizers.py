@@ -121,8 +121,8 @@ class Config:
     rounds: int = 5
     timing_steps: int = 300
     seed: int = 0
-    images: str = "cid22, held back"
-    init: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    init: tyro.conf.Suppress[str] = ""
 
 
 def _smoke(*methods: Method) -> Study:

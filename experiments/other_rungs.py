@@ -66,8 +66,8 @@ class Config:
     seed: int = 0
     images: common.SetName = "kodak"
     max_images: int = 24
-    inits: tuple[str, ...] = ()
-    bases: tuple[BaseNote, ...] = ()
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
+    bases: tyro.conf.Suppress[tuple[BaseNote, ...]] = ()
 
 
 SMOKE = Config(widths=(24,), num_steps=8, tune_steps=4, images="smoke", max_images=1)

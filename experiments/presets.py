@@ -77,9 +77,9 @@ class Config:
     curve_steps: tuple[int, ...] = codecs.latent_grid.CURVE_STEPS[1::3]
     num_images: int = 6
     num_steps: int | None = None
-    images: str = "cid22, held back"
-    init: str = ""
-    base: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    init: tyro.conf.Suppress[str] = ""
+    base: tyro.conf.Suppress[str] = ""
 
     def __post_init__(self):
         if len(self.seeds) < 2:

@@ -50,8 +50,8 @@ class Config:
     num_images: int = 8
     resamples: int = 10_000
     seed: int = 0
-    images: str = "cid22, held back"
-    inits: tuple[str, ...] = ()
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(

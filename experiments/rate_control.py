@@ -55,8 +55,8 @@ class Config:
     max_bytes: tuple[int, ...] = (3000, 10000)
     num_images: int = 6
     seed: int = 0
-    images: str = "cid22, held back"
-    shared: str = ""
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    shared: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(bpp=(1.0,), psnr=(30.0,), max_bytes=(400,), num_images=1, images="smoke")

@@ -55,7 +55,7 @@ class Config:
     num_steps: int = 50
     seed: int = 0
     photo: tuple[int, int] = (512, 768)
-    init: str = ""
+    init: tyro.conf.Suppress[str] = ""
 
 
 SMOKE = Config(num_images=6, size=16, num_steps=2, photo=(20, 24))

@@ -36,7 +36,7 @@ class Config:
     num_steps: int = 2000
     seed: int = 0
     streams: str = "packaged"
-    inits: tuple[str, ...] = ()
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 Row = dict[str, Any]

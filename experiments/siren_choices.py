@@ -61,8 +61,8 @@ class Config:
     prior_images: int = 8
     prior_steps: int = 3000
     num_images: int = 8
-    images: str = "cid22, held back"
-    inits: tuple[str, ...] = ()
+    images: tyro.conf.Suppress[str] = "cid22, held back"
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(
@@ -132,9 +132,7 @@ def low_rank_init(config: Config, rank: int, training: Sequence[Image], folder: 
         else:
             square, _ = np.linalg.qr(rng.standard_normal(shapes["left"]))
             params[name] |= {"left": square, "right": np.zeros(shapes["right"])}
-    start = flat_init(own, params)
-    keep = {path: np.float32(1) for path, _ in trees.leaves(start.params)}
-    start, scales = replace(start, keep=trees.from_leaves(keep)), folder / f"scales_{rank}.npz"
+    start, scales = metatrain.around(flat_init(own, params)), folder / f"scales_{rank}.npz"
     if scales.exists():
         _, envelope = trees.from_npz(scales.read_bytes())
         return replace(start, envelope=trees.from_leaves(envelope))

@@ -62,7 +62,7 @@ class Config:
     seed: int = 0
     dataset: str = "kodak"
     num_images: int = 24
-    inits: tuple[str, ...] = ()
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from experiments import common
 from inrjax import datasets, fit, metatrain
+from inrjax.checkpoint import OtherRunError
 from inrjax.init import Init, digest_name, find_init, load_init, save_init
 
 LICENCE = (
@@ -84,7 +85,7 @@ def _train(config: Config, width: int, pictures, output: Path, checkpoints: Path
         "data": f"cid22, {len(pictures)} images of its training part",
         "licence": LICENCE,
     }
-    folder = checkpoints / f"w{width:03d}"
+    folder = checkpoints / "_".join(filter(None, (f"w{width:03d}", config.start)))
     if start is not None:
         init = _go_on(start, training, pictures, folder, info)
     else:
@@ -114,11 +115,26 @@ def started(config: Config) -> Init | None:
     return init
 
 
+_OF_ROUNDS = (
+    "start", "by_digest", "rounds", "round_images", "round_steps", "max_images", "seed",
+)  # fmt: skip
+"""The fields that play a part in going on from an init."""
+
+
 def of_start(config: Config) -> Config:
-    """The config with the net of the init it names, if any."""
+    """The config with the net of the init it names, if any; ValueError if it says beside it what
+    such an init has already, or no round."""
     start = started(config)
     if start is None:
         return config
+    default = Config()
+    for name in vars(config):
+        if name not in _OF_ROUNDS and getattr(config, name) != getattr(default, name):
+            raise ValueError(
+                f"--start {config.start} goes on by rounds of fits alone: drop {_flag(name)}"
+            )
+    if not config.rounds:
+        raise ValueError(f"--start {config.start} goes on by rounds of fits: ask for at least one")
     net, encoding = start.net, start.net.encoding
     assert encoding is not None
     return replace(
@@ -136,13 +152,18 @@ def _go_on(
 
 
 def _command(config: Config) -> str:
-    """What makes these inits, with every option: defaults change."""
+    """What makes these inits, with every option that plays a part: defaults change."""
     words = ["python -m experiments.train_inits"]
     for name, value in vars(config).items():
-        if value is not False and value != "":
+        is_used = not config.start or name in _OF_ROUNDS
+        if is_used and value is not False and value != "":
             values = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+            words += [_flag(name), *map(str, values)]
     return " ".join(words)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _retire(path: Path, successor: Init) -> None:
@@ -168,9 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     rounds = ("rounds", "round_images", "round_steps")
     for name in (*counts, *rounds, "depth", "num_frequencies", "w0", "ratio"):
         kind = type(getattr(default, name))
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=getattr(default, name)
-        )
+        parser.add_argument(_flag(name), type=kind, default=getattr(default, name))
     parser.add_argument("--start", default="", help="digest of a packaged init to go on from")
     parser.add_argument("--by-digest", action="store_true", help="for a codec that names its init")
     parser.add_argument("--output", type=Path, default=Path("inrjax/inits"))
@@ -182,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
         config = of_start(config)
     fit.use_every_core()
     output.mkdir(parents=True, exist_ok=True)
-    return run(config, data, output, checkpoints)
+    with common.exit_with_a_sentence(OtherRunError):
+        return run(config, data, output, checkpoints)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Config:
     num_images: int = 8
     seed: int = 0
     dataset: str = "cid22, held back"
-    inits: tuple[str, ...] = ()
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(

@@ -7,7 +7,8 @@ Expected: inrjax/inits/width_model.json; rows in results/width_model/<config has
 
 Short fits will do: at every width their files are a few percent smaller than those of long ones,
 and the search corrects that. To be run again whenever the packaged inits or MetaSiren's defaults
-change. ``--smoke``: one small crop, one width, few steps.
+change. With other widths the table goes to the run's folder. ``--smoke``: one small crop, one
+width, few steps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tyro
 from experiments import common
 from experiments.common import smoke_images
 from experiments.kodak_rd import ROOT, markdown
-from inrjax import codecs, datasets, results
+from inrjax import codecs, datasets, ratecontrol, results
 from inrjax.evaluate import evaluate
 from inrjax.init import packaged_init
 from inrjax.types import Image
@@ -39,15 +40,19 @@ class Config:
     points_per_step: int = codecs.MetaSiren.points_per_step
     num_images: int = 4
     seed: int = 0
-    images: str = "cid22, training"
-    inits: tuple[str, ...] = ()
+    images: tyro.conf.Suppress[str] = "cid22, training"
+    inits: tyro.conf.Suppress[tuple[str, ...]] = ()
 
 
 SMOKE = Config(widths=(24,), num_steps=4, num_images=1, images="smoke")
 
 
-def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -> Path:
-    """Measure every width; returns the path of the table."""
+PACKAGED = ROOT / "inrjax" / "inits" / ratecontrol.MODEL_FILE
+
+
+def run(config: Config, images: Mapping[str, Image], root: Path, output: Path | None) -> Path:
+    """Measure every width; returns the path of the table: ``output``, or the package's own if all
+    packaged widths are measured, or one in the run's folder."""
     digests = tuple(packaged_init(width).short_digest for width in config.widths)
     config = replace(config, inits=digests)
     folder = results.run_folder(root, config)
@@ -71,7 +76,16 @@ def run(config: Config, images: Mapping[str, Image], root: Path, output: Path) -
     }
     command = "python -m experiments.width_model"
     images_text = f"{len(images)} images ({config.images})"
-    made = {"command": command, "images": images_text, "config": folder.name, "widths": widths}
+    made = {
+        "command": command,
+        "images": images_text,
+        "config": folder.name,
+        "inits": dict(zip(map(str, config.widths), digests, strict=True)),
+        "widths": widths,
+    }
+    if output is None:
+        is_whole = config.widths == codecs.inr.WIDTHS
+        output = PACKAGED if is_whole else folder / ratecontrol.MODEL_FILE
     results.write_json(output, made)
     lines = [
         [width, f"{2 ** row['log2_bytes']:.0f}", f"{row['psnr']:.2f}"]
@@ -90,7 +104,7 @@ class Options:
     config: Config = Config()
     data: Path | None = None
     output: Path = ROOT / "results" / "width_model"
-    table: Path = ROOT / "inrjax" / "inits" / "width_model.json"
+    table: Path | None = None
     smoke: bool = False
 
 

@@ -33,6 +33,10 @@ _EARLIEST = "0.1.0"
 """The version whose checkpoints may lack the name of theirs, and the digest of their note."""
 
 
+class OtherRunError(ValueError):
+    """A folder holds checkpoints that are not of this run."""
+
+
 class Restored(NamedTuple):
     """A state read back, and the step it was saved at."""
 
@@ -188,13 +192,13 @@ def _step_folders(folder: Path) -> set[int]:
 
 def _check_owner(note: Mapping[str, Any], folder: Path, inputs: Mapping[str, Any]) -> None:
     if note["inputs"] != _canonical(inputs):
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds checkpoints of another run (other options or other data): "
             "name another folder, or delete it"
         )
     version = note.get("inrjax", _EARLIEST)
     if version != inrjax.__version__:
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds checkpoints of inrjax {version}, this is {inrjax.__version__}: go on "
             "with that version, name another folder, or delete it"
         )

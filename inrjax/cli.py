@@ -40,7 +40,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from inrjax import bitstream, codecs, images, ledger, trees
 from inrjax.grids import GridBase
-from inrjax.init import Init, add_init, init_files, load_init, save_init
+from inrjax.init import Init, add_init, init_files, load_init, packaged_init, save_init
 from inrjax.machine import keep_buffers
 from inrjax.types import Codec, Image, OnProgress
 
@@ -150,6 +150,7 @@ def _whole(low: int, high: int) -> PrimitiveConstructorSpec[Any]:
 
 _WIDTH, _STEPS, _SEED = _whole(1, 4096), _whole(1, 10**9), _whole(0, 2**32 - 1)
 _ROUNDS = _whole(0, 1000)
+_LEARNED_WIDTH = _whole(1, 1024)  # of wider nets the file would be larger than is read
 _STEP = _whole(codecs.latent_grid.STEPS.start, codecs.latent_grid.STEPS.stop - 1)
 _BPP, _PSNR, _BYTES = _number(1e-4, 24), _number(1, 100), _whole(1, 10**9)
 _IMAGES = _whole(1, 10**6)
@@ -480,7 +481,7 @@ class MetaTrain:
     """A folder of pictures: some hundred photographs, each 200 pixels wide or more."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="NPZ")]
     """The file to write, ending in .npz. Checkpoints go beside it until it is done."""
-    width: Annotated[int, _WIDTH] = 32
+    width: Annotated[int, _LEARNED_WIDTH] = 32
     """Width of the network's layers."""
     steps: Annotated[int, _STEPS] = 3000
     """Steps of meta-training."""
@@ -1105,7 +1106,7 @@ def _is_made(entries: Set[ledger.Entry], settings: str, path: Path, target: Path
 
 def _settings(codec: InrCodec, target: Target | None) -> str:
     """All by which a picture's bytes become a file's, as a line of JSON with sorted keys."""
-    chosen = {
+    chosen: dict[str, Any] = {
         field.name: repr(getattr(codec, field.name))
         for field in fields(codec)
         if field.name not in codecs.GIVEN
@@ -1113,6 +1114,14 @@ def _settings(codec: InrCodec, target: Target | None) -> str:
     shared = codecs.shared_of(codec)
     if shared is not None:
         chosen["shared"] = shared.digest.hex()
+    if target is not None and isinstance(codec, codecs.MetaSiren) and codec.init is None:
+        from inrjax import ratecontrol
+
+        # Any of these widths may become the file's, by what they are said to cost.
+        model = ratecontrol.packaged_model()
+        chosen["widths"] = {
+            width: [packaged_init(width).digest.hex(), *costs] for width, costs in model.items()
+        }
     return json.dumps({"codec": codec.name, "target": repr(target), **chosen}, sort_keys=True)
 
 
@@ -1759,6 +1768,8 @@ def _meta_train(options: MetaTrain) -> int:
     if target.suffix.lower() != ".npz":
         raise OptionError(f"{target} does not end in .npz: rename it")
     _require_writable(target.parent)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: choose another -o")
     if not options.overwrite:
         _require_new([target])
     checkpoints = target.with_suffix(".checkpoints")
@@ -1775,6 +1786,12 @@ def _meta_train(options: MetaTrain) -> int:
     config = metatrain.MetaTrainConfig(
         options.width, num_steps=options.steps, rounds=options.rounds, seed=options.seed
     )
+    _require_large(pictures, config.points)
+    if config.rounds and not metatrain.done_with(config, len(pictures)).rounds:
+        _note(
+            f"{len(pictures)} pictures are too few for rounds of fits, which need "
+            f"{metatrain.MIN_ROUND_IMAGES}: there will be none"
+        )
     folder = options.data.absolute().name  # of ".", too
     info = {
         "command": f"inrjax meta-train --data {folder} --width {options.width} "
@@ -1783,11 +1800,26 @@ def _meta_train(options: MetaTrain) -> int:
     }
     with _checkpointed(checkpoints), _progress("meta-training") as on_progress:
         init = metatrain.train_init(config, list(pictures.values()), checkpoints, on_progress, info)
-    with _making(target):
+    try:
         save_init(target, init)
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror}): what was learned is in {checkpoints}, "
+            "the same command with --resume goes on from there"
+        ) from error
     shutil.rmtree(checkpoints)
-    print(f"{target}: width {init.net.width}, {init.shared_bytes} bytes that decoders share")
+    _say(f"{target}: width {init.net.width}, {init.shared_bytes} bytes that decoders share")
     return 0
+
+
+def _require_large(pictures: Mapping[str, Image], points: int) -> None:
+    """ValueError for pictures of fewer pixels than a step of meta-training draws."""
+    small = [name for name, image in pictures.items() if image.size // 3 < points]
+    if small:
+        raise ValueError(
+            f"{', '.join(small)}: too small to learn from, {points} pixels or more are needed in "
+            "each picture: take them out of the folder"
+        )
 
 
 @contextlib.contextmanager

@@ -128,14 +128,23 @@ def flat_init(net: Siren, params: Params) -> Init:
 
 
 def save_init(path: Path, init: Init) -> None:
-    """Write an init as npz, whole or not at all; `load_init` reads it back exactly."""
+    """Write an init as npz, whole or not at all; `load_init` reads it back exactly.
+
+    Raises ValueError if the file would be larger than `load_init` reads.
+    """
     parts = {"params": init.params, "keep": init.keep, "envelope": init.envelope}
     arrays = dict(trees.leaves(parts | ({"rates": init.rates} if init.rates else {})))
     header = {"format": FORMAT, "net": siren_to_dict(init.net), "info": dict(init.info)}
     header["digest"] = init.digest.hex()
     # The digest covers what a decoder uses; this covers the inner rates too.
     header["file_digest"] = trees.digest(arrays).hex()
-    trees.write_atomic(Path(path), trees.to_npz(header, arrays))
+    data = trees.to_npz(header, arrays)
+    if len(data) > trees.MAX_NPZ_BYTES:
+        raise ValueError(
+            f"an init of width {init.net.width} has {len(data)} bytes, more than the "
+            f"{trees.MAX_NPZ_BYTES} that are read: learn a narrower one"
+        )
+    trees.write_atomic(Path(path), data)
 
 
 def load_init(path: Path) -> Init:

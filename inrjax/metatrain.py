@@ -4,6 +4,7 @@ the prior of fitted params, its scales alone or its mean with them."""
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +24,10 @@ from inrjax.nets.siren import Encoding, Siren
 from inrjax.optimizers import Optimizer
 from inrjax.types import Image, OnProgress, Params
 
+MIN_ROUND_IMAGES = 8
+"""Of a round of `refine_prior`: of fewer, their own mean is too near to each of them to say how far
+other images are from it."""
+
 
 @dataclass(frozen=True)
 class MetaTrainConfig:
@@ -40,7 +45,9 @@ class MetaTrainConfig:
       prior_images, prior_steps: fits that the prior's first scales are estimated from.
       rounds, round_images, round_steps: of `refine_prior`, and of the fits of each; 0 for none.
       slope: of all those fits, see `overfit.RatePlan`.
-      seed: of everything.
+      seed: of everything, 0 to 2^32 - 1.
+
+    Raises ValueError for what is out of range.
     """
 
     width: int
@@ -70,12 +77,31 @@ class MetaTrainConfig:
         fits = (self.prior_images, self.prior_steps, self.round_images, self.round_steps)
         if min(*counts, *fits) < 1 or self.rounds < 0:
             raise ValueError(f"got {self}, expected counts of at least 1, and 0 rounds or more")
+        if self.rounds and self.round_images < MIN_ROUND_IMAGES:
+            raise ValueError(
+                f"got {self.round_images} images of a round, expected at least {MIN_ROUND_IMAGES}"
+            )
+        rates = (self.learning_rate, self.rate_learning_rate, self.inner_rate, self.slope)
+        if not all(0 <= rate < math.inf for rate in (*rates, self.bias_scale)):
+            raise ValueError(f"got {self}, expected rates, slope and scale of 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"got seed {self.seed}, expected 0 to 2^32 - 1")
         self.net()  # refuses what is out of range
 
     def net(self) -> Siren:
         """The network whose init is learned."""
         encoding = Encoding(self.num_frequencies, self.ratio)
         return Siren(self.width, self.depth, self.w0, encoding=encoding)
+
+
+def done_with(config: MetaTrainConfig, num_images: int) -> MetaTrainConfig:
+    """What is done with so many images: no rounds of too few, and no image twice in one."""
+    return replace(
+        config,
+        prior_images=min(config.prior_images, num_images),
+        rounds=config.rounds if num_images >= MIN_ROUND_IMAGES else 0,
+        round_images=min(config.round_images, max(num_images, MIN_ROUND_IMAGES)),
+    )
 
 
 _PRIOR_FIELDS = ("prior_images", "prior_steps")
@@ -132,10 +158,10 @@ class Maml:
     """MAML (Finn et al. 2017) with a learned rate for each parameter and inner step (Strümpler et
     al. 2022); the fields are as in `MetaTrainConfig`, whose defaults these are."""
 
-    inner_rate: float = 0.03
-    learning_rate: float = 1e-3
-    rate_learning_rate: float = 1.5e-3
-    first_order: bool = False
+    inner_rate: float = MetaTrainConfig.inner_rate
+    learning_rate: float = MetaTrainConfig.learning_rate
+    rate_learning_rate: float = MetaTrainConfig.rate_learning_rate
+    first_order: bool = MetaTrainConfig.first_order
 
     def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
         """All rates at ``inner_rate``."""
@@ -155,9 +181,9 @@ class MetaSgd:
     """Meta-SGD (Li et al. 2017), second order, with several inner steps: a learned rate for each
     parameter, the same at all of them."""
 
-    inner_rate: float = 0.03
-    learning_rate: float = 1e-3
-    rate_learning_rate: float = 1.5e-3
+    inner_rate: float = MetaTrainConfig.inner_rate
+    learning_rate: float = MetaTrainConfig.learning_rate
+    rate_learning_rate: float = MetaTrainConfig.rate_learning_rate
 
     def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
         """All rates at ``inner_rate``."""
@@ -176,8 +202,8 @@ class MetaSgd:
 class FixedRateMaml:
     """MAML as published (Finn et al. 2017): one inner rate, which is not learned."""
 
-    inner_rate: float = 0.03
-    learning_rate: float = 1e-3
+    inner_rate: float = MetaTrainConfig.inner_rate
+    learning_rate: float = MetaTrainConfig.learning_rate
 
     def start(self, params: Params, inner_steps: int) -> meta.MetaParams:
         """The rate at ``inner_rate``."""
@@ -241,15 +267,16 @@ def train_init(
     method = Maml(
         config.inner_rate, config.learning_rate, config.rate_learning_rate, config.first_order
     )
-    rounds = config.rounds if len(images) >= MIN_ROUND_IMAGES else 0
+    if images:
+        config = done_with(config, len(images))
     weights = [
         _OUTER_STEP * config.num_steps,
         config.prior_images * config.prior_steps,
-        rounds * config.round_images * config.round_steps,
+        config.rounds * config.round_images * config.round_steps,
     ]
     on_maml, on_prior, on_rounds = _parts(on_progress, weights)
     start = meta_train(config, method, images, folder, on_maml)
-    if rounds:
+    if config.rounds:
         learned = _learn_and_refine(config, start, images, folder, on_prior, on_rounds)
     else:
         learned = learn_prior(config, start, images, on_prior)
@@ -297,7 +324,7 @@ def meta_train(
     net = config.net()
     digest = _data_digest(images)
     trained = _train(config, method, net, images, digest, folder, on_progress)
-    start = _around(flat_init(net, jax.tree.map(np.asarray, trained.params)))
+    start = around(flat_init(net, jax.tree.map(np.asarray, trained.params)))
     note = {"config": asdict(config), "num_images": len(images), "data_sha256": digest}
     return replace(start, rates=_rates(trained, config.inner_steps), info=note)
 
@@ -309,11 +336,11 @@ def random_init(
     is to be compared with. Raises ValueError as `learn_prior` does."""
     net = config.net()
     params = jax.tree.map(np.asarray, initial_params(config, net))
-    start = replace(_around(flat_init(net, params)), info={"config": asdict(config)})
+    start = replace(around(flat_init(net, params)), info={"config": asdict(config)})
     return learn_prior(config, start, images, on_progress)
 
 
-def _around(init: Init) -> Init:
+def around(init: Init) -> Init:
     """The init with the prior's mean at its params: to code the distance from there is 0.15 dB
     better than the distance from 0 (held-back images)."""
     keep = {path: np.float32(1) for path, _ in trees.leaves(init.params)}
@@ -481,9 +508,6 @@ def learn_prior(
 ROUNDS_FOLDER = "rounds"
 """Of `refine_prior`'s checkpoints, in the folder of `train_init`'s."""
 
-MIN_ROUND_IMAGES = 8
-"""Of fewer, their own mean is too near to each of them to say how far other images are from it."""
-
 _PSEUDO_FITS = 16
 """As many fits as the scale of a param's group counts for beside the param's own distances."""
 
@@ -520,6 +544,7 @@ def refine_prior(
         raise ValueError("the prior's mean is not the init's params (keep is not 1)")
     if not config.rounds:
         return init
+    config = done_with(config, len(images))
     rounds = _Rounds.of(config, init, images, folder, (), init.digest.hex())
     found = rounds.run(*(rounds.restore() or (0, init)), on_progress)
     return replace(found, info=rounds_info(config, init, len(images), rounds.inputs["data_sha256"]))
@@ -570,7 +595,7 @@ class _Rounds:
             return None
         restored = checkpoint.restore(self.folder, _state(self.start), self.inputs)
         if restored is not None and restored.step > self.config.rounds:
-            raise ValueError(
+            raise checkpoint.OtherRunError(
                 f"{self.folder} is of {restored.step} rounds, {self.config.rounds} were asked for: "
                 "choose another folder, or delete it"
             )
@@ -594,12 +619,12 @@ class _Rounds:
     def _round(self, init: Init, index: int, on_progress: OnProgress | None) -> Init:
         config, images = self.config, self.images
         order = np.random.default_rng(config.seed).permutation(len(images))
-        count = min(config.round_images, len(images))
+        count = config.round_images
         chosen = [images[order[(index * count + i) % len(images)]] for i in range(count)]
         fits = _prior_fits(config, init, chosen, config.round_steps, on_progress)
         state: dict[str, Any] = {"params": {}, "envelope": {}}
         for path, fitted in fits.items():
-            if len(fitted) < min(MIN_ROUND_IMAGES, count):
+            if len(fitted) < MIN_ROUND_IMAGES:
                 diverged = f"{count - len(fitted)} of {count} fits of a round diverged"
                 raise ValueError(f"{diverged}: the init is of no use")
             # Distances are from the mean as it is stored: what files will be coded by.

@@ -557,12 +557,13 @@ class _Bracket:
 
 # ---------------------------------------------------------------------------- what widths cost
 
-_MODEL_FILE = "width_model.json"
+MODEL_FILE = "width_model.json"
+"""In the package's ``inits``: it names the digests of the inits that it was measured with."""
 
 
 @cache
 def packaged_model() -> dict[int, WidthModel]:
     """Of every packaged width, measured on training images by experiments/width_model.py."""
-    path = resources.files("inrjax").joinpath("inits", _MODEL_FILE)
+    path = resources.files("inrjax").joinpath("inits", MODEL_FILE)
     measured = json.loads(path.read_text("utf-8"))["widths"]
     return {int(width): WidthModel(**values) for width, values in measured.items()}

@@ -147,11 +147,45 @@ def provenance(device: str | None = None) -> dict[str, Any]:
 
 
 def note_provenance(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a `provenance` to the list in the folder's provenance.json: a resumed run has several; of
-    what holds a single one, as runs that are not resumed do, it makes a list."""
+    """Add a `provenance` to the list in the folder's provenance.json: a resumed run has several.
+
+    With it goes a digest of the rows that are there (every rows.csv in the folder), before the
+    process that it tells of adds its own: see `date_of_rows`. Of what holds a single one, as runs
+    that are not resumed do, it makes a list.
+    """
     path = folder / "provenance.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
-    write_json(path, [*(earlier if isinstance(earlier, list) else [earlier]), record])
+    earlier = provenances(folder) if path.exists() else []
+    write_json(path, [*earlier, {**record, _ROWS_BEFORE: _rows_digest(folder)}])
+
+
+_ROWS_BEFORE = "rows_before_sha256"
+
+
+def _rows_digest(folder: Path) -> str:
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("rows.csv")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def provenances(folder: Path) -> list[dict[str, Any]]:
+    """What made a run, oldest first: a resumed run has several entries."""
+    found = json.loads((folder / "provenance.json").read_text("utf-8"))
+    return found if isinstance(found, list) else [found]
+
+
+def date_of_rows(folder: Path) -> datetime:
+    """When the newest of the processes started that added rows to a run: one that found all rows
+    there makes it no newer. Of one that did not note what was there it is taken to be so."""
+    entries = provenances(folder)
+    before = [entry.get(_ROWS_BEFORE) for entry in entries]
+    after = [*before[1:], _rows_digest(folder)]
+    adding = [
+        entry
+        for entry, old, new in zip(entries, before, after, strict=True)
+        if old is None or old != new
+    ]
+    return max(datetime.fromisoformat(entry["date"]) for entry in adding or entries[:1])
 
 
 def jax_device() -> str:

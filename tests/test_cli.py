@@ -588,13 +588,13 @@ def train(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run ``inrjax meta-train`` on two pictures, without the estimate of the prior."""
     from inrjax import metatrain
 
-    short = partial(metatrain.MetaTrainConfig, points=16)
+    short = partial(metatrain.MetaTrainConfig, points=16, round_steps=2)
     monkeypatch.setattr(metatrain, "MetaTrainConfig", short)
-    for name in ("learn_prior", "refine_prior"):
-        monkeypatch.setattr(metatrain, name, lambda _, init, *__: init)
+    monkeypatch.setattr(metatrain, "learn_prior", lambda _, init, *__: init)
     Path("photos").mkdir()
     save("photos/a.png"), save("photos/b.png", seed=1)
-    return partial(run, "meta-train", "--data", "photos", "--width", "4", "--steps", "2")
+    options = ("--data", "photos", "--width", "4", "--steps", "2", "--rounds", "0")
+    return partial(run, "meta-train", *options)
 
 
 def test_a_trained_init_encodes_and_a_stopped_training_goes_on(
@@ -623,9 +623,49 @@ def test_a_trained_init_encodes_and_a_stopped_training_goes_on(
     assert not Path("init.checkpoints").exists()
 
 
+def test_meta_train_makes_rounds_of_fits_or_says_that_there_are_too_few_pictures(
+    train: Run,
+) -> None:
+    result = train("-o", "two.npz", "--rounds", "1")
+    assert result.code == 0 and "too few for rounds" in result.err[0]
+    assert load_init(Path("two.npz")).info["config"]["rounds"] == 0
+    for i in range(6):
+        save(f"photos/{i}.png", seed=2 + i)
+    plain, refined = (train("-o", f"{rounds}.npz", "--rounds", rounds) for rounds in ("0", "1"))
+    assert (plain.code, plain.err) == (refined.code, refined.err) == (0, [])
+    before, after = (load_init(Path(f"{rounds}.npz")) for rounds in ("0", "1"))
+    assert (before.info["config"]["rounds"], after.info["config"]["rounds"]) == (0, 1)
+    assert "--rounds 1" in after.info["command"]
+    weight = before.net.shapes()["layer_01"]["weight"]
+    assert before.envelope["layer_01"]["weight"].shape == (1, 1)
+    assert after.envelope["layer_01"]["weight"].shape == weight  # a scale for each param
+
+
+def test_a_file_that_cannot_be_written_after_training_loses_nothing(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inrjax import cli, metatrain
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "save_init", full)
+        result = train("-o", "init.npz")
+    check_refused(result, 1, "init.npz", "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(metatrain, "_advance", full)  # there is nothing left to train
+        assert train("-o", "init.npz", "--resume").code == 0
+
+
 def test_meta_train_refuses_what_it_cannot_use(run: Run, train: Run, here: Path) -> None:
     Path("there.npz").write_text("mine")
+    Path("folder.npz").mkdir()
+    images.write_image("photos/tiny.png", photograph(3, 5))
     before = contents(here)
+    check_refused(train("-o", "folder.npz", "--overwrite"), 1, "folder.npz is a folder")
+    check_refused(train("-o", "init.npz"), 1, "tiny: too small")
+    check_refused(train("-o", "init.npz", "--width", "1025"), 2, "1025")
     check_refused(train("-o", "init"), 2, "init", ".npz")
     check_refused(train("-o", "there.npz"), 1, "there.npz", "--overwrite")
     check_refused(train("-o", "there.npz/init.npz"), 1, "there.npz is a file")

@@ -97,6 +97,50 @@ def test_kodak_rd_smoke(kodak_smoke: Path) -> None:
     assert "## COIN" in bare and "MetaSiren" not in bare and "Cost" not in bare
 
 
+def test_kodak_rd_smoke_of_shapes_that_were_not_published(kodak_smoke: Path) -> None:
+    from experiments import kodak_rd
+
+    rows = results.read_rows(kodak_smoke / "rows.csv")
+    config = replace(kodak_rd.SMOKE, coin_shapes=((8, 2),))
+    coin = kodak_rd.codecs.Coin(8, 2, config.coin_steps).setting
+    renamed = [replace(r, setting=coin) if r.codec == "coin" else r for r in rows]
+    table = kodak_rd.table(replace(config, widths=()), renamed, results.summarise(renamed), {})
+    [line] = [line for line in table.splitlines() if line.startswith("| 2x8 |")]
+    assert line.endswith("|  |  |")
+
+
+def test_kodak_rd_redraws_what_was_measured_and_nothing_else(
+    kodak_smoke: Path, tmp_path: Path
+) -> None:
+    from experiments import kodak_rd
+
+    table = (kodak_smoke / "table.md").read_bytes()
+    (kodak_smoke / "table.md").unlink()
+    options = kodak_rd.Options(output=kodak_smoke.parent, smoke=True, redraw=True)
+    assert kodak_rd.main(options) == kodak_smoke
+    assert (kodak_smoke / "table.md").read_bytes() == table
+    with pytest.raises(SystemExit, match="without --redraw first"):
+        kodak_rd.main(replace(options, output=tmp_path))
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(SystemExit, match="40"):
+        kodak_rd.main(kodak_rd.Options(config=kodak_rd.Config(widths=(40,)), output=tmp_path))
+
+
+def test_one_encode_is_timed_by_options_that_make_the_configs_file_or_not_at_all() -> None:
+    from experiments.kodak_rd import Config, encode_options
+
+    plain = ["--width", "24", "--seed", "0"]
+    assert encode_options(Config(), 24) == [*plain, "--preset", "default"]
+    best = Config(num_steps=24_000, search_steps=48)
+    assert encode_options(best, 24) == [*plain, "--preset", "best"]
+    assert encode_options(Config(num_steps=7, seed=3), 24) == [*plain[:3], "3", "--steps", "7"]
+    for other in (
+        Config(slope=0.6), Config(learning_rate=1e-3), Config(points_per_step=64),
+        Config(num_steps=7, search_steps=48),
+    ):  # fmt: skip
+        assert encode_options(other, 24) is None
+
+
 def test_a_commands_memory_is_not_that_of_the_process_that_starts_it() -> None:
     from experiments import kodak_rd
 
@@ -357,12 +401,13 @@ def test_coconet_s_inputs_and_tasks() -> None:
 
 
 @pytest.mark.slow
-def test_meta_learning_smoke(tmp_path: Path) -> None:
+@pytest.mark.parametrize("question", ["methods", "rounds"])
+def test_meta_learning_smoke(tmp_path: Path, question: Any) -> None:
     from experiments import meta_learning
 
-    options = meta_learning.Options(output=tmp_path, smoke=True)
+    options = meta_learning.Options(output=tmp_path, smoke=True, question=question)
     folder = meta_learning.main(options)
-    [learner] = meta_learning.SMOKE.learners
+    [learner] = meta_learning.SMOKES[question].learners
     names = [meta_learning.reference(24), learner.name, meta_learning.NO_PRIOR]
     tables = sorted(folder.glob("*/adam/rows.csv"))
     assert len(tables) == len(names)
@@ -374,7 +419,7 @@ def test_meta_learning_smoke(tmp_path: Path) -> None:
     assert (folder / "lead.png").stat().st_size > 1000
     from inrjax.init import load_init
 
-    nets = {load_init(path).net for path in (folder / "streams" / "inits").iterdir()}
+    nets = {load_init(path).net for path in (folder / "streams" / "inits").glob("*.npz")}
     assert len(nets) == 1  # all start with the same net: only its weights are compared
     meta_learning.main(options)  # nothing is measured twice
     assert (folder / "table.md").read_text() == text
@@ -392,6 +437,32 @@ def test_rounds_of_meta_learning_go_on_from_what_they_follow(tmp_path: Path) -> 
     assert found.info["start"]["digest"] == random.digest.hex() != found.digest.hex()
     assert found.info["seconds"] > 0 and rounds.inner_steps == 0 and found.rates is None
     assert meta_learning.learn(config, rounds, [], tmp_path).digest == found.digest  # kept
+
+
+def test_a_stopped_method_of_meta_learning_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments import meta_learning
+
+    monkeypatch.setattr(meta_learning.metatrain, "CHECKPOINT_STEPS", 1)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(2)]
+    config = replace(meta_learning.SMOKE, width=6, prior_steps=8, outer_steps=3)
+    [learner] = config.learners
+    whole = meta_learning.learn(config, learner, pictures, tmp_path / "whole")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(meta_learning.metatrain, "learn_prior", stop)
+        with pytest.raises(KeyboardInterrupt):
+            meta_learning.learn(config, learner, pictures, tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(meta_learning.metatrain, "_advance", stop)  # there is nothing left to train
+        found = meta_learning.learn(config, learner, pictures, tmp_path / "stopped")
+    assert found.digest == whole.digest and found.info["seconds"] > 0
+    assert [path.suffix for path in (tmp_path / "stopped").rglob("*") if path.is_file()] == [".npz"]
 
 
 def test_an_unfitted_file_holds_the_init_itself() -> None:
@@ -501,14 +572,15 @@ def test_train_inits_smoke(
     from inrjax.nets.siren import Encoding
 
     monkeypatch.setenv("INRJAX_DATA", str(data_root))
-    options = "--num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 2"
-    rounds = "--rounds 1 --round-images 1 --round-steps 2"
+    options = "--num-steps 2 --prior-images 1 --prior-steps 2 --points 64 --max-images 8"
+    rounds = "--rounds 1 --round-images 9 --round-steps 2"
     options = f"--widths 8 {options} {rounds}"
     folders = ["--output", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
     [path] = train_inits.main([*options.split(), *folders])
     init = load_init(path)
     assert init.net.width == 8 and "CC BY-SA" in init.info["licence"]
-    assert init.info["num_images"] == 2 and init.info["config"]["num_steps"] == 2
+    assert init.info["num_images"] == 8 and init.info["config"]["num_steps"] == 2
+    assert (init.info["config"]["rounds"], init.info["config"]["round_images"]) == (1, 8)
     assert all(keep == 1 for _, keep in trees.leaves(init.keep))
 
     # The command in the header makes the same init; here of another net, and beside the others.
@@ -539,11 +611,25 @@ def test_train_inits_goes_on_from_a_packaged_init(
     init = load_init(path)
     assert init.net == start.net and trees.digest(init.params) != trees.digest(start.params)
     assert trees.digest(init.rates or {}) == trees.digest(start.rates or {})
-    assert init.info["config"]["round_steps"] == 2 and "--start" in init.info["command"]
+    assert init.info["config"]["round_steps"] == 2
+    words = init.info["command"].removeprefix("python -m experiments.train_inits ").split()
+    assert "--start" in words and "--num-steps" not in words  # what it had no part in
+    again = [str(tmp_path / "again"), "--checkpoints", str(tmp_path / "other")]
+    [same] = train_inits.main([*words, "--output", *again])
+    assert load_init(same).digest == init.digest
     assert init.info["start"]["command"] == start.info["command"]
     for wrong in ("00000000", "xyz", "  ", "9a"):
         with pytest.raises(SystemExit, match="inrjax inits list"):
             train_inits.main([*options, wrong])
+    for more, word in (
+        ("--w0 12", "--w0"),
+        ("--num-steps 9", "--num-steps"),
+        ("--rounds 0", "one"),
+    ):
+        with pytest.raises(SystemExit, match=word):
+            train_inits.main([*options, start.short_digest, *more.split()])
+    with pytest.raises(SystemExit, match="another run"):  # of other fits
+        train_inits.main([*options, start.short_digest, "--round-steps", "3"])
 
 
 @pytest.mark.slow
@@ -677,6 +763,16 @@ def test_siren_choices_smoke(tmp_path: Path) -> None:
     # A choice among files has no worse a loss than the first of them, and needs all their seconds.
     seconds = {one["variant"]: float(one["encode s/image"]) for one in others}
     assert seconds["the best of 2 seeds"] > seconds["seed 1"]
+
+
+def test_init_choices_tells_all_that_an_init_went_on_from() -> None:
+    from experiments.init_choices import _training
+
+    init = packaged_init(64)
+    assert _training(init) == ("1500", "3 of 48 fits of 1500")
+    more = {"config": {"rounds": 2, "round_images": 9, "round_steps": 7}, "start": init.info}
+    told = _training(replace(init, info=more))
+    assert told == ("1500", "3 of 48 fits of 1500, then 2 of 9 fits of 7")
 
 
 def test_init_choices_smoke(tmp_path: Path) -> None:
@@ -981,11 +1077,14 @@ def test_benchmark_codec_smoke(tmp_path: Path) -> None:
 def test_width_model_smoke(tmp_path: Path) -> None:
     from experiments import width_model
 
-    table = tmp_path / "table.json"
-    options = width_model.Options(output=tmp_path / "runs", table=table, smoke=True)
-    assert width_model.main(options) == table
-    [(width, measured)] = json.loads(table.read_text())["widths"].items()
+    packaged = width_model.PACKAGED.read_bytes()
+    table = width_model.main(width_model.Options(output=tmp_path, smoke=True))
+    made = json.loads(table.read_text())
+    [(width, measured)] = made["widths"].items()
     assert width == "24" and 8 < measured["log2_bytes"] < 13 and 5 < measured["psnr"] < 40
+    assert made["inits"] == {"24": packaged_init(24).short_digest}
+    # Not of all widths, so not what rate control reads.
+    assert table.parent.parent == tmp_path and width_model.PACKAGED.read_bytes() == packaged
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ from experiments.figures.source import (
     NETWORKS,
     STRUMPLER,
     Source,
-    date_of,
     is_complete,
 )
 from inrjax import metrics, plots, results
@@ -250,7 +249,9 @@ def test_the_newest_complete_run_is_read(root) -> None:
     newer = write_run(root / "kodak_rd" / "000", MEASURED[:60], "2026-02-01T00:00:00+00:00")
     unfinished = write_run(root / "kodak_rd" / "zzz", MEASURED[:60], "2026-03-01T00:00:00+00:00")
     (unfinished / "table.md").unlink()
-    assert not is_complete(unfinished) and date_of(newer) < date_of(unfinished)
+    assert not is_complete(unfinished) and results.date_of_rows(newer) < results.date_of_rows(
+        unfinished
+    )
     assert Source(root).folder("kodak_rd") == newer
     older = root / "kodak_rd" / "aaa"
     assert Source(root, runs=(older,)).folder("kodak_rd") == older

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from inrjax.init import Init, load_init, save_init
 IMAGES = [photograph(24, 20), photograph(17, 31, seed=1), photograph(20, 24, seed=2)]
 CONFIG = metatrain.MetaTrainConfig(
     width=4, num_steps=5, inner_steps=2, points=64, prior_images=2, prior_steps=4, rounds=2,
-    round_images=2, round_steps=3,
+    round_images=8, round_steps=3,
 )  # fmt: skip
 MANY = [*IMAGES, *(photograph(20, 24, seed=seed) for seed in range(3, 8))]
 """As many as rounds need."""
@@ -166,6 +168,26 @@ def test_a_count_of_zero_is_refused(field: str) -> None:
 def test_rounds_below_zero_are_refused() -> None:
     with pytest.raises(ValueError, match="0 rounds or more"):
         replace(CONFIG, rounds=-1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round_images": 7}, {"slope": -0.1}, {"inner_rate": math.nan}, {"learning_rate": math.inf},
+        {"rate_learning_rate": -1.0}, {"bias_scale": math.nan}, {"seed": -1}, {"seed": 1 << 32},
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        replace(CONFIG, **change)
+
+
+def test_the_info_says_what_was_done_not_what_was_asked(whole: Init, refined: Init) -> None:
+    assert whole.info["config"]["rounds"] == 0 and whole.info["config"]["prior_images"] == 2
+    assert refined.info["config"]["rounds"] == 2 and refined.info["config"]["round_images"] == 8
+    done = metatrain.done_with(replace(CONFIG, round_images=48, prior_images=20), 9)
+    assert (done.rounds, done.round_images, done.prior_images) == (2, 9, 9)
+    assert metatrain.done_with(CONFIG, 100) == CONFIG
 
 
 # ---------------------------------------------------------------------------- methods
@@ -323,7 +345,7 @@ def test_a_fit_that_diverges_is_left_out_and_told(
         return {i: r._replace(finite=r.finite and i >= bad) for i, r in results.items()}
 
     monkeypatch.setattr(metatrain.overfit, "fit_once", fits)
-    config = replace(CONFIG, round_images=8, rounds=1)
+    config = replace(CONFIG, rounds=1)
     with pytest.warns(UserWarning, match="1 of 8 fits"), pytest.raises(ValueError, match="1 of 8"):
         metatrain.refine_prior(config, learned, MANY)
     nine = [*MANY, photograph(20, 24, seed=9)]
@@ -373,6 +395,7 @@ def test_rounds_see_other_images_while_there_are_any(
         return {path: np.asarray(x, np.float32)[None] for path, x in trees.leaves(init.params)}
 
     monkeypatch.setattr(metatrain, "_prior_fits", fits)
+    monkeypatch.setattr(metatrain, "MIN_ROUND_IMAGES", 1)
     config = replace(CONFIG, rounds=8, round_images=1)
     found = metatrain.refine_prior(config, learned, MANY)
     assert sorted(seen) == [*range(8)]

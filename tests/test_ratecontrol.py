@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
+from importlib import resources
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from inrjax import codecs, metrics, ratecontrol
+from inrjax.init import packaged_init
 from inrjax.ratecontrol import MaxBytes, Measured, TargetBpp, TargetPsnr, UnreachableError
 
 HEIGHT, WIDTH = 50, 80
@@ -324,6 +327,13 @@ def test_the_packaged_model_is_of_the_packaged_widths_and_their_files_grow() -> 
     assert all(a < b for a, b in pairwise(sizes))
     # Short fits say less of wide nets: their PSNR need not rise to the last.
     assert min(model.values(), key=lambda row: row.psnr) == model[min(model)]
+
+
+def test_the_packaged_model_was_measured_with_the_packaged_inits() -> None:
+    path = resources.files("inrjax").joinpath("inits", ratecontrol.MODEL_FILE)
+    inits = json.loads(path.read_text("utf-8"))["inits"]
+    packaged = {str(w): packaged_init(w).short_digest for w in codecs.inr.WIDTHS}
+    assert inits == packaged, "run experiments.width_model again"
 
 
 def test_a_real_file_has_the_size_that_was_asked_for() -> None:

@@ -271,7 +271,33 @@ def test_a_provenance_is_added_to_what_is_noted(earlier: Any, tmp_path: Path) ->
     results.note_provenance(tmp_path, {"date": "2"})
     noted = json.loads((tmp_path / "provenance.json").read_text())
     before = [] if earlier is None else earlier if isinstance(earlier, list) else [earlier]
-    assert noted == [*before, {"date": "2"}]
+    assert noted[:-1] == before and noted[-1]["date"] == "2"
+
+
+def test_a_process_that_adds_no_rows_makes_a_run_no_newer(tmp_path: Path) -> None:
+    def start(day: int) -> None:
+        results.note_provenance(tmp_path, {"date": f"2026-11-0{day}T00:00:00+00:00"})
+
+    def day() -> int:
+        return results.date_of_rows(tmp_path).day
+
+    start(1)
+    assert day() == 1  # of a run without rows yet, its start
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "rows.csv").write_text("a\n")
+    start(2)
+    assert day() == 1
+    (tmp_path / "part" / "rows.csv").write_text("a\nb\n")
+    assert day() == 2
+    start(3)
+    start(4)
+    assert day() == 2
+    (tmp_path / "rows.csv").write_text("c\n")
+    assert day() == 4
+    # Entries of earlier versions say nothing of rows: they are taken to have added some.
+    results.write_json(tmp_path / "provenance.json", [{"date": "2026-11-05T00:00:00+00:00"}])
+    start(6)
+    assert day() == 5
 
 
 def test_provenance_imports_no_jax():

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -96,7 +95,7 @@ class Source:
                 f"{self.root / experiment} has no complete run: run "
                 f"`python -m experiments.{experiment}` first"
             )
-        return max(found, key=date_of)
+        return max(found, key=results.date_of_rows)
 
     @cached_property
     def found(self) -> dict[str, Found]:
@@ -138,7 +137,7 @@ class Source:
         """By machine (processor and number of cores), the codecs that were timed on it."""
         machines: dict[str, list[str]] = {}
         for name, one in self.found.items():
-            first = provenances(one.run)[0]
+            first = results.provenances(one.run)[0]
             machines.setdefault(f"{first['cpu_count']} cores of {first['cpu']}", []).append(name)
         return machines
 
@@ -195,7 +194,7 @@ def _folders(root: Path, runs: Sequence[Path]) -> list[Path]:
     folders = [check_complete(run) for run in runs if run.parent.name in EXPERIMENTS]
     for experiment in EXPERIMENTS:
         complete = [path for path in root.glob(f"{experiment}/*/") if is_complete(path)]
-        folders += sorted(complete, key=date_of, reverse=True)
+        folders += sorted(complete, key=results.date_of_rows, reverse=True)
     return folders
 
 
@@ -216,17 +215,6 @@ def is_complete(folder: Path) -> bool:
     """Whether a run wrote its table, which comes last."""
     names = ("config.json", "provenance.json", "table.md")
     return all((folder / name).is_file() for name in names)
-
-
-def provenances(folder: Path) -> list[dict[str, Any]]:
-    """What made a run, oldest first: a resumed run has several entries."""
-    found = json.loads((folder / "provenance.json").read_text("utf-8"))
-    return found if isinstance(found, list) else [found]
-
-
-def date_of(folder: Path) -> datetime:
-    """When a run last added rows."""
-    return max(datetime.fromisoformat(entry["date"]) for entry in provenances(folder))
 
 
 def without_lossless(rows: Sequence[RDPoint]) -> list[RDPoint]:
