@@ -17,7 +17,7 @@ experiment; where they are gone, those of the last table remain (side_bytes.json
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -107,6 +107,16 @@ class Ladder:
         return {
             name: sorted(results.summarise(found.rows), key=lambda s: s.bpp)
             for name, found in self.found.items()
+        }
+
+    @cached_property
+    def costs(self) -> dict[tuple[str, str], Costs]:
+        """By codec and setting of the rungs. Raises ValueError as `network_costs` does."""
+        return {
+            (name, s.setting): _costs_of(name)(self.found[name], s.setting, s.num_bytes)
+            for name in RUNGS
+            if name in self.found
+            for s in self.summaries[name]
         }
 
 
@@ -331,12 +341,9 @@ _NOTES = "\n".join(
 def _settings_table(ladder: Ladder, sides: Mapping[str, float]) -> str:
     lines = []
     for name in (name for name in RUNGS if name in ladder.found):
-        found = ladder.found[name]
-        costs = {MODULATED: modulated_costs}.get(name, network_costs)
-        costs = grid_costs if name in GRIDS else costs
         for s in ladder.summaries[name]:
             side = sides.get(f"{name} {s.setting}")
-            steps, products, param, latent, shared = costs(found, s.setting, s.num_bytes)
+            steps, products, param, latent, shared = ladder.costs[name, s.setting]
             lines.append(
                 [
                     name, s.setting, f"{s.num_bytes:.0f}", f"{s.bpp:.4f}", f"{s.psnr:.2f}",
@@ -359,6 +366,12 @@ class Costs(NamedTuple):
     bits_a_param: str
     bits_a_latent: str
     shared_bytes: int
+
+
+def _costs_of(name: str) -> Callable[[Found, str, float], Costs]:
+    if name in GRIDS:
+        return grid_costs
+    return modulated_costs if name == MODULATED else network_costs
 
 
 def network_costs(found: Found, setting: str, num_bytes: float) -> Costs:
@@ -493,6 +506,7 @@ def main(options: Options) -> Path:
                 f"{ladder.root} has no complete run of MetaSiren on {ladder.images}: run "
                 "`python -m experiments.kodak_rd` first"
             )
+        _ = ladder.costs  # before anything is written: it needs the runs' inits and bases
     folder = write(ladder, options.output / options.images.split(",")[0].replace(" ", "_"))
     print((folder / "table.md").read_text("utf-8"))
     return folder

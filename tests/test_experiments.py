@@ -724,6 +724,14 @@ def test_the_ladder_finds_strumplers_run_and_tells_its_bits_apart(
         assert of["million pixel-steps [1]"] == f"{steps * config.points_per_step / 1e6:.1f}"
         assert of["side bytes [4]"] == "50"
         assert (of["shared bytes [5]"] == "0") == (name != "strumpler-meta")
+    # Without the init that a run started from, nothing is written.
+    results.write_json(
+        run / "config.json",
+        {**json.loads((run / "config.json").read_text()), "inits": ["00000000"]},
+    )
+    with pytest.raises(SystemExit, match="not here"):
+        ladder.main(replace(options, output=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
     # A run of fewer images is not mixed with the others.
     results.write_rows(run / "rows.csv", measured[1:])
     with pytest.raises(SystemExit, match="on 2 images, expected the same 3"):
