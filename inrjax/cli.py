@@ -1789,8 +1789,8 @@ def _meta_train(options: MetaTrain) -> int:
     _require_large(pictures, config.points)
     if config.rounds and not metatrain.done_with(config, len(pictures)).rounds:
         _note(
-            f"{len(pictures)} pictures are too few for rounds of fits, which need "
-            f"{metatrain.MIN_ROUND_IMAGES}: there will be none"
+            f"no rounds of fits: they need {metatrain.MIN_ROUND_IMAGES} pictures or more, there "
+            f"are {len(pictures)}"
         )
     folder = options.data.absolute().name  # of ".", too
     info = {

@@ -627,7 +627,7 @@ def test_meta_train_makes_rounds_of_fits_or_says_that_there_are_too_few_pictures
     train: Run,
 ) -> None:
     result = train("-o", "two.npz", "--rounds", "1")
-    assert result.code == 0 and "too few for rounds" in result.err[0]
+    assert result.code == 0 and "no rounds of fits" in result.err[0]
     assert load_init(Path("two.npz")).info["config"]["rounds"] == 0
     for i in range(6):
         save(f"photos/{i}.png", seed=2 + i)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -314,7 +315,12 @@ def test_packaged_inits_say_how_they_were_made(widths):
     for width in widths:
         info = packaged_init(width).info
         assert {"command", "licence", "data", "data_sha256"} <= info.keys()
-        assert str(width) in info["command"]
+        if start := re.search("--start ([0-9a-f]{8})", info["command"]):
+            found = find_init(bytes.fromhex(start[1]))
+            assert found is not None and found.net.width == width
+            assert info["start"]["digest"].startswith(start[1])
+        else:
+            assert str(width) in info["command"]
         assert "kodak" not in json.dumps(info).lower()
 
 
