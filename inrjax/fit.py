@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from inrjax.machine import cpu_count
 from inrjax.types import OnProgress, Params
@@ -326,8 +327,10 @@ def _tree_sum(group, groups: np.ndarray, axis: str | None):
     partial_sums = _add_in_pairs(jax.lax.scan(group, None, own)[1])
     if axis is None:
         return partial_sums
-    every = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis), partial_sums)
-    return _add_in_pairs(jax.tree.map(lambda leaf: leaf[:: num_devices // shares], every))
+    # As one vector: devices wait for one another in each gathering.
+    vector, unravel = ravel_pytree(partial_sums)
+    every = jax.lax.all_gather(vector, axis)
+    return unravel(_add_in_pairs(every[:: num_devices // shares]))
 
 
 def _add_in_pairs(tree: Any) -> Any:
