@@ -3,10 +3,10 @@
 Claim: on 2 cores a 768x512 picture takes at most 20 s at ``--preset fast``, 60 s by default and
 120 s at the widest net, whole commands, and a curve of five widths at most 3 times its widest.
 Tested: other seeds move a picture's PSNR by less than 0.1 dB and its bytes by less than 1 % (one
-standard deviation of three seeds); of two runs one had 1.4 % of MetaSiren's bytes.
+standard deviation of three seeds); of four runs two had 1.3 and 1.4 % of MetaSiren's bytes.
 Command: python -m experiments.presets --data DIR    (DIR holds cid22/; or set INRJAX_DATA), or
     with --presets fast default, without the slowest of the commands
-Minutes: 11 on 2 idle cores. A stopped run goes on: rows that exist are kept.
+Minutes: 13 to 22 on 2 idle cores. A stopped run goes on: rows that exist are kept.
 Expected: the tables in results/presets/<config hash>/table.md.
 
 Commands: each in a fresh process, twice, on one packaged photograph: first with an empty cache of
