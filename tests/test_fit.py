@@ -611,9 +611,12 @@ def named(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def test_a_datum_alone_is_shared_by_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_datum_alone_is_shared_by_the_devices_which_wait_once_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text, _ = captured(monkeypatch, 1)
     assert set(COLLECTIVE.findall(text)) == {"all-gather"}
+    assert text.count("all-gather(") == 1  # of all tensors, in the loop over steps
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
