@@ -1,15 +1,18 @@
 """What does the meta-learned init buy: PSNR after few steps, and bytes at equal PSNR?
 
-Claim tested: what a random init reaches at step 100, the learned init reaches by step 33, with the
-default optimiser (Muon) and with Adam.
+Claim: what a random init reaches at step 100, the learned init reaches by step 33, with the default
+optimiser (Muon) and with Adam.
+Tested: the present init by steps 38 and 57, with files that are 16 and 19 % smaller at equal PSNR
+after 1000 steps; that of the earlier defaults by 29 and 27, with files 3 and 7 % larger.
 Command: python -m experiments.init_gain --data DIR   (DIR holds kodak/; or set INRJAX_DATA)
 Minutes: about 12 on 2 cores. A stopped run goes on: rows that exist are kept.
 Expected: the table in results/init_gain/<config hash>/table.md.
 
-Both inits go through the same codec, prior and steps, and every number is taken from files that
-another process decoded; only where the fit starts differs. From the learned init, MAML's 3 inner
-steps on 4096 pixels come first, which cost about one step more. Every number of steps is a fit of
-its own, with its own learning-rate schedule. ``--smoke``: small crops, few steps.
+Both inits go through the same codec and steps, and every number is taken from files that another
+process decoded. What differs is where the fit starts and what the prior is around; its scales are
+those of the learned init for both. From the learned init, MAML's 3 inner steps on 4096 pixels come
+first, which cost about one step more. Every number of steps is a fit of its own, with its own
+learning-rate schedule. ``--smoke``: small crops, few steps.
 """
 
 from __future__ import annotations
