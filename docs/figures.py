@@ -20,7 +20,7 @@ from inrjax.images import centres
 from inrjax.init import packaged_init, packaged_widths
 
 RESULTS = Path(__file__).parents[1] / "results"
-INIT_GAIN = RESULTS / "init_gain" / "2d77137ba30a"
+INIT_GAIN = RESULTS / "init_gain" / "7c1ef7e1340e"
 BLACK, RED, BLUE, GREEN, PINK = "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 
 
