@@ -6,7 +6,8 @@ Tested: other seeds move a picture's PSNR by less than 0.1 dB and its bytes by l
 standard deviation of three seeds); of four runs two had 1.3 and 1.4 % of MetaSiren's bytes.
 Command: python -m experiments.presets --data DIR    (DIR holds cid22/; or set INRJAX_DATA), or
     with --presets fast default, without the slowest of the commands
-Minutes: 13 to 22 on 2 idle cores. A stopped run goes on: rows that exist are kept.
+Minutes: 13 on 2 idle cores, 22 on slower ones partly beside tests. A stopped run goes on: rows that
+    exist are kept.
 Expected: the tables in results/presets/<config hash>/table.md.
 
 Commands: each in a fresh process, twice, on one packaged photograph: first with an empty cache of
